@@ -1,0 +1,41 @@
+# `make demo` and `make test` set up .venv by themselves. PYTHON names the interpreter to make it with (3.11 or newer).
+PYTHON ?= python3
+BIN := .venv/bin
+CACHES := $(CURDIR)/.venv/caches
+# Tests and demo need no network, and one thread a process is the fastest on a small shared machine.
+export OMP_NUM_THREADS ?= 1
+export HF_HUB_OFFLINE ?= 1
+export HF_DATASETS_OFFLINE ?= 1
+export TOKENIZERS_PARALLELISM ?= false
+QUIET_TESTS := HF_HOME=$(CACHES)/hf XDG_CACHE_HOME=$(CACHES) WANDB_MODE=offline
+
+.PHONY: demo test test-all lint clean
+
+demo: .venv/installed
+	$(BIN)/winnow -m +experiment=demo launcher=joblib hydra.launcher.n_jobs=2
+	$(BIN)/winnow-report results/demo
+
+test: .venv/tested lint
+	$(QUIET_TESTS) $(BIN)/python -m pytest -m "not slow"
+
+test-all: .venv/tested lint
+	$(QUIET_TESTS) $(BIN)/python -m pytest
+
+lint: .venv/tested
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+.venv/installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	touch $@
+
+.venv/tested: .venv/installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[test]"
+	touch $@
+
+clean:
+	rm -rf .venv build *.egg-info

@@ -1,0 +1,214 @@
+"""Checkpoint folders in the hub layout: read tensor by tensor and checked by their headers.
+
+A *plain* checkpoint is what stock transformers loads. A *compact* one stores every merged expert once, and
+may have another number of experts and another width in each layer; the section ``"winnow"`` of its
+config.json describes it (``route``: the stored expert of each stored router row)::
+
+    {"version": 1, "layers": {"0": {"experts": 3, "width": 768, "route": [0, 1, 0, 2]}, ...}}
+
+Its other keys stay as they were, so that stock transformers refuses it for its shapes. ``harness.rewrite``
+writes both, ``harness.loading`` loads both.
+"""
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from harness.errors import WinnowError
+from harness.families import Family, family_of, read_config
+from harness.statistics import ExpertWeights
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+SECTION = "winnow"
+DOWN = (
+    2  # place of the down matrix in Family.expert_tensors; its channels are columns, those of the others rows
+)
+
+
+class CheckpointReader:
+    """The safetensors files of ``folder``, mapped into memory: a tensor costs nothing until it is used.
+
+    Raises WinnowError where there are no weights, a shard is missing, or a file is truncated or corrupt.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = Path(folder)
+        self.files = _weight_files(self.folder)
+        self._file: dict[str, Path] = {}
+        self._handles: dict[Path, Any] = {}
+        for path in self.files:
+            try:
+                # safe_open compares the file's length with its header, so a truncated shard is found here
+                self._handles[path] = safe_open(path, framework="pt")
+            except (SafetensorError, OSError, ValueError) as error:
+                raise WinnowError(
+                    f"{path} is truncated or not a safetensors file ({error}): fetch it again"
+                ) from error
+            self._file |= dict.fromkeys(self._handles[path].keys(), path)
+
+    def names(self) -> list[str]:
+        return list(self._file)
+
+    def file_of(self, name: str) -> Path:
+        try:
+            return self._file[name]
+        except KeyError:
+            raise WinnowError(f"{self.folder} has no tensor {name}: the checkpoint is incomplete") from None
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """The tensor as stored; a view of the mapped file."""
+        return self._handles[self.file_of(name)].get_tensor(name)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self._handles[self.file_of(name)].get_slice(name).get_shape())
+
+    def nbytes(self, name: str) -> int:
+        return self.tensor(name).nbytes
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    if (folder / WEIGHTS).is_file():
+        return [folder / WEIGHTS]
+    index = folder / INDEX
+    if not index.is_file():
+        raise WinnowError(f"no weights in {folder}: expected {WEIGHTS} or shards with {INDEX}")
+    try:
+        files = [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise WinnowError(f"{index} is not a valid index of shards: {error!r}") from error
+    for path in files:
+        if not path.is_file():
+            raise WinnowError(
+                f"shard {path.name} is missing from {folder}, though {INDEX} names it: fetch it again"
+            )
+    return files
+
+
+@dataclass(frozen=True)
+class LayerLayout:
+    """What is stored of one MoE layer; row r of the router leads to the stored expert ``route[r]``."""
+
+    experts: int
+    width: int
+    route: tuple[int, ...]
+
+    @property
+    def rows(self) -> int:
+        return len(self.route)
+
+    @property
+    def is_direct(self) -> bool:
+        """Row r leads to expert r: an ordinary MoE layer."""
+        return self.route == tuple(range(self.experts))
+
+
+def layer_layouts(config: Mapping[str, Any], family: Family) -> dict[int, LayerLayout]:
+    """The layout of every MoE layer, plain or compact. Raises WinnowError for a broken config."""
+    try:
+        moe_layers = family.moe_layers(config)
+        if SECTION not in config:
+            count = family.num_experts(config)
+            return dict.fromkeys(
+                moe_layers, LayerLayout(count, int(config[family.width_key]), tuple(range(count)))
+            )
+        if config[SECTION]["version"] != 1:
+            raise WinnowError(
+                f"config.json: layout version {config[SECTION]['version']} is newer than this winnow"
+            )
+        stored = config[SECTION]["layers"]
+        layouts = {
+            layer: LayerLayout(
+                int(stored[str(layer)]["experts"]),
+                int(stored[str(layer)]["width"]),
+                tuple(stored[str(layer)]["route"]),
+            )
+            for layer in moe_layers
+        }
+    except (KeyError, TypeError, ValueError) as error:
+        raise WinnowError(f"config.json does not describe a complete model: {error!r}") from error
+    for layer, layout in layouts.items():
+        if set(layout.route) != set(range(layout.experts)):
+            raise WinnowError(
+                f"config.json: the route of layer {layer} does not fit its {layout.experts} experts"
+            )
+    return layouts
+
+
+def config_integer(config: Mapping[str, Any], key: str) -> int:
+    """A whole number of config.json. Raises WinnowError where it is absent."""
+    if not isinstance(config.get(key), int):
+        raise WinnowError(f"config.json does not describe a complete model: it has no {key}")
+    return int(config[key])
+
+
+def check_checkpoint(folder: Path, family: Family, config: Mapping[str, Any]) -> None:
+    """Compare the MoE tensors that config.json announces with the headers of the files; reads no values.
+
+    Raises WinnowError for every fault named under ``CheckpointReader``, for a missing tensor, one of another
+    shape, and for tensors among the experts that the family does not know (more experts, fused or quantised).
+    """
+    reader = CheckpointReader(folder)
+    layouts = layer_layouts(config, family)
+    hidden = config_integer(config, "hidden_size")
+    expected: dict[str, tuple[int, ...]] = {}
+    for layer, layout in layouts.items():
+        for expert in range(layout.experts):
+            for place, template in enumerate(family.expert_tensors):
+                shape = (hidden, layout.width) if place == DOWN else (layout.width, hidden)
+                expected[template.format(layer=layer, expert=expert)] = shape
+        for template in family.router_tensors:
+            name = template.format(layer=layer)
+            expected[name] = (layout.rows, *reader.shape(name)[1:])
+    prefixes = tuple({t.split("{expert}")[0].format(layer=n) for t in family.expert_tensors for n in layouts})
+    unknown = [name for name in reader.names() if name.startswith(prefixes) and name not in expected]
+    if unknown:
+        raise WinnowError(
+            f"{folder} has expert tensors that its config.json does not account for, such as {unknown[0]}: "
+            "more experts than announced, or a fused or quantised layout; save it again with save_pretrained"
+        )
+    for name, announced in expected.items():
+        found = reader.shape(name)
+        if found != announced:
+            raise WinnowError(f"{folder}: {name} has shape {found}, but config.json implies {announced}")
+
+
+def expert_weights_reader(folder: Path, family: Family) -> Callable[[int, int], ExpertWeights]:
+    """A function (layer, expert) -> the expert's matrices in float32, read when it is called."""
+    reader = CheckpointReader(folder)
+
+    def read(layer: int, expert: int) -> ExpertWeights:
+        names = (template.format(layer=layer, expert=expert) for template in family.expert_tensors)
+        return ExpertWeights(*(reader.tensor(name).float().numpy() for name in names))
+
+    return read
+
+
+def checkpoint_sizes(folder: Path) -> dict[str, int]:
+    """Sizes of a checkpoint as stored, plain or compact.
+
+    ``weight_bytes`` the weight files on disk, ``largest_shard_bytes`` the largest of them, ``parameters`` all
+    elements, ``expert_bytes`` and ``expert_parameters`` those of the routed experts.
+    """
+    config, reader = read_config(folder), CheckpointReader(folder)
+    family = family_of(config)
+    expert_names = [
+        template.format(layer=layer, expert=expert)
+        for layer, layout in layer_layouts(config, family).items()
+        for expert in range(layout.experts)
+        for template in family.expert_tensors
+    ]
+    file_sizes = [path.stat().st_size for path in reader.files]
+    return {
+        "weight_bytes": sum(file_sizes),
+        "largest_shard_bytes": max(file_sizes),
+        "parameters": sum(math.prod(reader.shape(name)) for name in reader.names()),
+        "expert_bytes": sum(reader.nbytes(name) for name in expert_names),
+        "expert_parameters": sum(math.prod(reader.shape(name)) for name in expert_names),
+    }

@@ -1,0 +1,189 @@
+"""Load any supported checkpoint, plain or compact, local or from the hub, into a transformers model."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from harness.checkpoint import LayerLayout, check_checkpoint, layer_layouts
+from harness.errors import WinnowError
+from harness.families import Family, family_of, read_config
+
+_NEEDED = ["*.json", "*.safetensors", "*.txt", "*.model", "*.tiktoken", "*.jinja", "LICENSE*", "NOTICE*"]
+_VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "*.model", "*.tiktoken")
+
+
+def resolve_checkpoint(path_or_hub_id: str | Path) -> Path:
+    """The local folder of a checkpoint; one of the hub is fetched (or found in its cache) first.
+
+    Raises WinnowError where there is no such folder and the hub has no such model or cannot be reached.
+    """
+    folder = Path(path_or_hub_id).expanduser()
+    if folder.is_dir():
+        return folder
+    name = str(path_or_hub_id)
+    if (
+        isinstance(path_or_hub_id, Path)
+        or folder.exists()
+        or name.startswith((".", "/", "~"))
+        or name.count("/") > 1
+    ):
+        raise WinnowError(f"no model at {name}: there is no such folder")
+    try:
+        return Path(snapshot_download(name, allow_patterns=_NEEDED))
+    except RepositoryNotFoundError as error:
+        advice = "check its name; a private or gated model needs `hf auth login`"
+        raise WinnowError(f"model '{name}' is neither a local folder nor on the hub: {advice}") from error
+    except HFValidationError as error:
+        raise WinnowError(f"model '{name}' is neither a local folder nor a name on the hub") from error
+    except LocalEntryNotFoundError as error:
+        advice = "give a local folder, or fetch it where there is a network and HF_HUB_OFFLINE is not set"
+        raise WinnowError(
+            f"model '{name}' is not a local folder and the hub is out of reach: {advice}"
+        ) from error
+    except Exception as error:  # the hub's client passes on whatever its HTTP library and the disk raise
+        raise WinnowError(f"model '{name}' cannot be fetched: {_first_line(error)}") from error
+
+
+def load_model(
+    path_or_hub_id: str | Path,
+    dtype: str | torch.dtype = "auto",
+    device: str | dict[str, Any] = "cpu",
+    experts_implementation: str | None = None,
+) -> PreTrainedModel:
+    """The model, in evaluation mode, every parameter read from the checkpoint.
+
+    ``dtype`` "auto" is that of the checkpoint. ``device`` is one device, or a device map of transformers
+    ("auto" spreads the layers). ``experts_implementation`` as in transformers ("eager", "batched_mm",
+    "grouped_mm"); None takes its default, or "eager" where the default cannot run with the stored widths.
+
+    Raises WinnowError where the model cannot be found, its architecture has no row in the family table, or
+    its weights are absent, incomplete or do not fit config.json; no parameter is ever left at random.
+    """
+    folder = resolve_checkpoint(path_or_hub_id)
+    config = read_config(folder)
+    family = family_of(config)
+    check_checkpoint(folder, family, config)
+    layouts = layer_layouts(config, family)
+    options: dict[str, Any] = {"dtype": dtype, "output_loading_info": True, "local_files_only": True}
+    if device != "cpu":
+        options["device_map"] = device
+    if experts_implementation is not None:
+        options["experts_implementation"] = experts_implementation
+    try:
+        with _layers_built_as_stored(family, layouts):
+            loaded: Any = AutoModelForCausalLM.from_pretrained(folder, **options)
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
+        raise WinnowError(f"cannot load the model {folder}: {_first_line(error)}") from error
+    model, report = loaded
+    for fault in ("missing_keys", "mismatched_keys", "unexpected_keys", "error_msgs"):
+        if report[fault]:
+            some = ", ".join(str(key) for key in sorted(report[fault], key=str)[:3])
+            raise WinnowError(
+                f"{folder} does not fit its config.json: {len(report[fault])} {fault}, such as {some}"
+            )
+    for layer, layout in layouts.items():
+        if not layout.is_direct:
+            block = model.get_submodule(family.block.format(layer=layer))
+            _install_route(block.get_submodule(family.experts), layout.route)
+    if not _grouped_mm_runs(model.dtype, layouts) and model.config._experts_implementation == "grouped_mm":
+        if experts_implementation is not None:
+            raise WinnowError(
+                f"experts_implementation=grouped_mm cannot run {model.dtype} experts of "
+                f"{sorted({layout.width for layout in layouts.values()})} channels: choose eager"
+            )
+        model.set_experts_implementation("eager")
+    return model.eval()
+
+
+def _grouped_mm_runs(dtype: torch.dtype, layouts: Mapping[int, LayerLayout]) -> bool:
+    """torch.nn.functional.grouped_mm knows no float64, and wants rows of whole 16 bytes."""
+    aligned = all(layout.width * dtype.itemsize % 16 == 0 for layout in layouts.values())
+    return aligned and dtype != torch.float64
+
+
+def load_tokenizer(path_or_hub_id: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a checkpoint; its padding token is the end of text where it has none.
+
+    Raises WinnowError where there is no usable tokenizer.
+    """
+    folder = resolve_checkpoint(path_or_hub_id)
+    if not any(path for pattern in _VOCABULARIES for path in folder.glob(pattern)):
+        # transformers would make up an empty tokenizer from the model type
+        raise WinnowError(f"no usable tokenizer in {folder}: none of {', '.join(_VOCABULARIES)}")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # tokenizers raises bare Exception on a broken file
+        raise WinnowError(f"no usable tokenizer in {folder}: {_first_line(error)}") from error
+    if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token_id is None:
+            raise WinnowError(f"the tokenizer in {folder} has neither a padding nor an end-of-text token")
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+@contextmanager
+def _layers_built_as_stored(family: Family, layouts: Mapping[int, LayerLayout]) -> Iterator[None]:
+    """Meanwhile decoder layers are built with the numbers of experts, rows and channels in ``layouts``.
+
+    The config is changed only while a layer is built and stays the one object that all modules share, so that
+    a later ``set_attn_implementation`` or ``set_experts_implementation`` reaches every layer.
+    """
+    layer_class: Any = family.decoder_layer_class()
+    original = layer_class.__init__
+    block_name = family.block.split("{layer}.")[1]
+
+    def build(self: torch.nn.Module, config: Any, layer_idx: int, *args: Any, **kwargs: Any) -> None:
+        layout = layouts.get(layer_idx)
+        if layout is None:
+            return original(self, config, layer_idx, *args, **kwargs)
+        with _sizes_in(config, family, layout.experts, layout.width):
+            original(self, config, layer_idx, *args, **kwargs)
+        if layout.rows != layout.experts:
+            donor = layer_class.__new__(layer_class)
+            with _sizes_in(config, family, layout.rows, layout.width):
+                original(donor, config, layer_idx, *args, **kwargs)
+            router = donor.get_submodule(f"{block_name}.{family.router}")
+            setattr(self.get_submodule(block_name), family.router, router)
+
+    layer_class.__init__ = build
+    try:
+        yield
+    finally:
+        layer_class.__init__ = original
+
+
+@contextmanager
+def _sizes_in(config: Any, family: Family, experts: int, width: int) -> Iterator[None]:
+    wanted = {**dict.fromkeys(family.num_experts_keys, experts), family.width_key: width}
+    before = {key: getattr(config, key) for key in wanted if hasattr(config, key)}
+    try:
+        for key in before:
+            setattr(config, key, wanted[key])
+        yield
+    finally:
+        for key, value in before.items():
+            setattr(config, key, value)
+
+
+def _install_route(experts: torch.nn.Module, route: tuple[int, ...]) -> None:
+    """Lead the router's indices to the stored experts; gate values of one expert then add up in the sum."""
+    parameter = next(experts.parameters())
+    device = "cpu" if parameter.is_meta else parameter.device  # meta: offloaded until its turn comes
+    experts.register_buffer("route", torch.tensor(route, device=device), persistent=False)
+
+    def follow(module: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        hidden_states, indices, gates = args
+        return hidden_states, module.route.to(indices.device)[indices], gates
+
+    experts.register_forward_pre_hook(follow)

@@ -1,0 +1,479 @@
+"""Train the reference MoE from scratch: ``python -m harness.reference.train --help``.
+
+Everything is drawn from seeds. The run saves its state every few minutes and goes on from there when it is started
+again; loss curve and routing statistics go to ``--log-dir``, the finished model (bf16, hub layout) to ``--out``.
+"""
+
+import argparse
+import csv
+import json
+import os
+import random
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from hydra.utils import get_method
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch.nn import functional as F
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerFast, Qwen3MoeConfig, Qwen3MoeForCausalLM
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+
+from harness.reference import MODEL_FOLDER
+from harness.reference.experts import routed_experts
+
+# A space goes with the letter run, symbol run or single digit that follows it; a line break with its indentation.
+WORDS = r"\n[ ]*| ?\d| ?\p{L}[\p{L}_]*| ?[^\s\p{L}\d]+|\s+"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides what the model becomes."""
+
+    vocab_size: int = 2048
+    hidden_size: int = 128
+    num_layers: int = 4
+    num_experts: int = 128
+    top_k: int = 8
+    expert_width: int = 32
+    balance: float = 0.001
+    tokens: int = 15_000_000
+    step_tokens: int = 8192
+    max_length: int = 320
+    learning_rate: float = 3e-3
+    warmup: float = 0.02
+    decay: float = 0.3
+    weight_decay: float = 0.1
+    prompt_weight: float = 0.25
+    shares: tuple[tuple[str, float], ...] = (
+        ("code", 0.22), ("math", 0.38), ("writing", 0.12), ("knowledge", 0.14), ("real_text", 0.14),
+    )  # fmt: skip
+    chunk_tokens: int = 500_000
+    seed: int = 0
+
+
+def training_documents(domain: str, seed: int) -> Iterator[tuple[str, str]]:
+    return get_method("tasks.reference.corpus.training_documents")(domain, seed)
+
+
+def train_tokenizer(recipe: Recipe) -> PreTrainedTokenizerFast:
+    """Byte-level BPE whose numbers are written digit by digit, learned on a sample of every domain."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(WORDS), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    sample = [
+        prompt + answer
+        for domain, share in recipe.shares
+        for prompt, answer in islice(training_documents(domain, recipe.seed), int(4_000 * (0.5 + share)))
+    ]
+    tokenizer.train_from_iterator(
+        sample,
+        trainers.BpeTrainer(
+            vocab_size=recipe.vocab_size,
+            special_tokens=["<|endoftext|>", "<|pad|>"],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        ),
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token="<|endoftext|>",
+        pad_token="<|pad|>",
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def build_model(recipe: Recipe) -> Qwen3MoeForCausalLM:
+    torch.manual_seed(recipe.seed)
+    model = Qwen3MoeForCausalLM(
+        Qwen3MoeConfig(
+            vocab_size=recipe.vocab_size,
+            hidden_size=recipe.hidden_size,
+            num_hidden_layers=recipe.num_layers,
+            num_attention_heads=recipe.hidden_size // 32,
+            num_key_value_heads=recipe.hidden_size // 64,
+            head_dim=32,
+            intermediate_size=4 * recipe.hidden_size,
+            moe_intermediate_size=recipe.expert_width,
+            num_experts=recipe.num_experts,
+            num_experts_per_tok=recipe.top_k,
+            norm_topk_prob=True,
+            tie_word_embeddings=True,
+            max_position_embeddings=2048,
+            bos_token_id=None,
+            eos_token_id=0,
+            pad_token_id=1,
+        )
+    )
+    ALL_EXPERTS_FUNCTIONS.register("cache_sized", routed_experts)
+    model.set_experts_implementation("cache_sized")
+    return model
+
+
+@dataclass(frozen=True)
+class Document:
+    ids: list[int]
+    prompt_length: int
+    domain: int
+
+
+def chunk_rows(tokenizer: PreTrainedTokenizerFast, recipe: Recipe, chunk: int) -> list[list[Document]]:
+    """About ``chunk_tokens`` tokens of fresh documents in the recipe's shares, packed into rows of ``max_length``."""
+    documents: list[Document] = []
+    for domain, (name, share) in enumerate(recipe.shares):
+        seen = 0
+        stream = training_documents(name, recipe.seed + 1 + chunk)
+        while seen < share * recipe.chunk_tokens:
+            pairs = list(islice(stream, 256))
+            prompts = tokenizer([p for p, _ in pairs], add_special_tokens=False)["input_ids"]
+            answers = tokenizer([a for _, a in pairs], add_special_tokens=False)["input_ids"]
+            for prompt, answer in zip(prompts, answers, strict=True):
+                ids = (prompt + answer + [tokenizer.eos_token_id])[: recipe.max_length]
+                documents.append(Document(ids, min(len(prompt), len(ids)), domain))
+                seen += len(ids)
+    rng = random.Random(f"rows-{recipe.seed}-{chunk}")
+    rng.shuffle(documents)
+    rows = [
+        row for i in range(0, len(documents), 400) for row in pack(documents[i : i + 400], recipe.max_length)
+    ]
+    rng.shuffle(rows)
+    return rows
+
+
+def pack(documents: list[Document], length: int) -> list[list[Document]]:
+    """First-fit decreasing: rows of whole documents, each row at most ``length`` tokens."""
+    rows: list[list[Document]] = []
+    free: list[int] = []
+    for document in sorted(documents, key=lambda d: -len(d.ids)):
+        size = len(document.ids)
+        row = next((i for i, room in enumerate(free) if room >= size), None)
+        if row is None:
+            rows.append([])
+            free.append(length)
+            row = len(rows) - 1
+        rows[row].append(document)
+        free[row] -= size
+    return rows
+
+
+@dataclass(frozen=True)
+class Batch:
+    """``weights`` is the loss weight of predicting the token at its place, 0 for first tokens and padding."""
+
+    ids: torch.Tensor
+    positions: torch.Tensor
+    segments: torch.Tensor
+    weights: torch.Tensor
+    domains: torch.Tensor
+
+
+def collate(rows: list[list[Document]], recipe: Recipe, pad: int) -> Batch:
+    shape = (len(rows), recipe.max_length)
+    batch = Batch(
+        torch.full(shape, pad), torch.zeros(shape, dtype=torch.long), torch.full(shape, -1), torch.zeros(shape),
+        torch.zeros(shape, dtype=torch.long),
+    )  # fmt: skip
+    for r, row in enumerate(rows):
+        start = 0
+        for number, document in enumerate(row):
+            size = len(document.ids)
+            place = (r, slice(start, start + size))
+            batch.ids[place] = torch.tensor(document.ids)
+            batch.positions[place] = torch.arange(size)
+            batch.segments[place] = number
+            batch.domains[place] = document.domain
+            batch.weights[r, start + 1 : start + size] = 1.0
+            batch.weights[r, start + 1 : start + document.prompt_length] = recipe.prompt_weight
+            start += size
+    return batch
+
+
+def attention_mask(segments: torch.Tensor) -> torch.Tensor:
+    """(B, 1, S, S) boolean: a token sees itself and the earlier tokens of its own document."""
+    same = segments[:, :, None] == segments[:, None, :]
+    return (same & torch.ones(same.shape[1:], dtype=torch.bool).tril())[:, None]
+
+
+def balance_loss(logits: torch.Tensor, top_k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Switch Transformer's balancing loss of one layer (1 when balanced) and the tokens routed to each expert."""
+    probabilities = logits.float().softmax(-1)
+    load = torch.bincount(probabilities.topk(top_k, dim=-1).indices.flatten(), minlength=logits.shape[-1])
+    return logits.shape[-1] * (load / load.sum() * probabilities.mean(0)).sum(), load
+
+
+def losses(
+    model: Qwen3MoeForCausalLM, batch: Batch, recipe: Recipe
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(language loss per token (B, S-1), balancing loss, load (layers, E), the mask of real tokens)."""
+    output = model.model(
+        input_ids=batch.ids,
+        attention_mask=attention_mask(batch.segments),
+        position_ids=batch.positions,
+        output_router_logits=True,
+        use_cache=False,
+    )
+    real = batch.segments.flatten() >= 0
+    balance = [
+        balance_loss(logits.reshape(-1, recipe.num_experts)[real], recipe.top_k)
+        for logits in output.router_logits
+    ]
+    logits = model.lm_head(output.last_hidden_state[:, :-1])
+    token_loss = F.cross_entropy(logits.flatten(0, 1).float(), batch.ids[:, 1:].flatten(), reduction="none")
+    return (
+        token_loss.view(batch.ids.shape[0], -1),
+        torch.stack([b for b, _ in balance]).mean(),
+        torch.stack([load for _, load in balance]),
+        real,
+    )
+
+
+def learning_rate(recipe: Recipe, tokens: int) -> float:
+    """Linear warm-up, constant, then linear decay to a hundredth over the last ``decay`` of the tokens."""
+    done = tokens / recipe.tokens
+    ramp = min(1.0, (done + 1e-4) / recipe.warmup)
+    return recipe.learning_rate * min(ramp, max(0.01, (1 - done) / recipe.decay))
+
+
+def optimizer_for(model: Qwen3MoeForCausalLM, recipe: Recipe) -> torch.optim.AdamW:
+    matrices = [p for p in model.parameters() if p.dim() > 1]
+    vectors = [p for p in model.parameters() if p.dim() <= 1]
+    return torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
+        lr=recipe.learning_rate,
+        betas=(0.9, 0.95),
+        fused=True,
+    )
+
+
+def routing_statistics(load: torch.Tensor) -> dict[str, float]:
+    """From (layers, E) token counts: share of the most used quarter of the experts, and the least used expert's load
+    as a share of the mean."""
+    ordered = load.double().sort(dim=1, descending=True).values
+    share = ordered[:, : load.shape[1] // 4].sum(1) / ordered.sum(1)
+    return {
+        "top_quarter_share": share.mean().item(),
+        "least_load": (ordered[:, -1] / ordered.mean(1)).min().item(),
+        "unused_experts": int((load == 0).sum()),
+    }
+
+
+def save_atomically(state: dict, path: Path) -> None:
+    partial = path.with_suffix(".partial")
+    torch.save(state, partial)
+    partial.replace(path)
+
+
+@dataclass(frozen=True)
+class Places:
+    """``state_dir``: to resume from; ``log_dir``: loss curve and recipe; ``out``: the finished model."""
+
+    state_dir: Path
+    log_dir: Path
+    out: Path
+    save_minutes: float
+
+
+def sum_over_workers(tensors: list[torch.Tensor]) -> None:
+    """Replace every tensor by its sum over the worker processes."""
+    if dist.get_world_size() == 1:
+        return
+    flat = torch.cat([t.flatten() for t in tensors])
+    dist.all_reduce(flat)
+    for tensor, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
+        tensor.copy_(part.view_as(tensor))
+
+
+def train_worker(rank: int, workers: int, rendezvous: str, recipe: Recipe, places: Places) -> None:
+    """One of ``workers`` single-threaded processes: each takes its share of every step's rows, gradients are summed.
+
+    On a small shared machine this is far faster than one process with as many threads, because the workers wait for
+    each other once a step and not once an operation.
+    """
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=workers)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(places.state_dir / "tokenizer")
+    model = build_model(recipe)
+    parameters = list(model.parameters())
+    optimizer = optimizer_for(model, recipe)
+    state = {"tokens": 0, "chunk": 0, "row": 0, "seconds": 0.0}
+    checkpoint = places.state_dir / "state.pt"
+    if checkpoint.exists():
+        saved = torch.load(checkpoint, weights_only=True)
+        state = saved["state"]
+        model.load_state_dict(saved["model"])
+        optimizer.load_state_dict(saved["optimizer"])
+    curve = places.log_dir / "loss_curve.csv"
+    if rank == 0:
+        (places.log_dir / "recipe.json").write_text(json.dumps(asdict(recipe), indent=2) + "\n")
+        _cut_curve(curve, int(state["tokens"]))
+    dist.barrier()
+
+    def save() -> None:
+        if rank == 0:
+            save_atomically(
+                {"state": state, "model": model.state_dict(), "optimizer": optimizer.state_dict()}, checkpoint
+            )
+
+    rows_per_step = recipe.step_tokens // recipe.max_length
+    names = [name for name, _ in recipe.shares]
+    bar = tqdm(
+        total=recipe.tokens, initial=int(state["tokens"]), unit="tok", unit_scale=True, disable=rank > 0
+    )
+    last_save, step = time.monotonic(), 0
+    logged = StepLog.empty(recipe)
+    while state["tokens"] < recipe.tokens:
+        rows = chunk_rows(tokenizer, recipe, int(state["chunk"]))
+        while state["row"] < len(rows) and state["tokens"] < recipe.tokens:
+            started = time.monotonic()
+            first = int(state["row"])
+            batch = collate(
+                rows[first : first + rows_per_step][rank::workers], recipe, tokenizer.pad_token_id
+            )
+            rate = learning_rate(recipe, int(state["tokens"]))
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            token_loss, balance, load, real = losses(model, batch, recipe)
+            weights = batch.weights[:, 1:]
+            loss = (token_loss * weights).sum() / recipe.step_tokens
+            (loss + recipe.balance * balance / workers).backward()
+            log = StepLog.of(token_loss.detach(), batch, load, real)
+            sum_over_workers([p.grad for p in parameters if p.grad is not None])
+            sum_over_workers([log.values])
+            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=False)
+            logged.values += log.values
+            state["tokens"] += log.tokens
+            state["row"] += rows_per_step
+            state["seconds"] += time.monotonic() - started
+            bar.update(log.tokens)
+            step += 1
+            if rank == 0 and step % 25 == 0:
+                line = {
+                    "tokens": state["tokens"],
+                    "seconds": round(float(state["seconds"])),
+                    "learning_rate": f"{rate:.2e}",
+                }
+                line |= {key: f"{value:.4f}" for key, value in logged.summary(names).items()}
+                bar.set_postfix({name: line[name] for name in names})
+                _append(curve, line)
+                logged = StepLog.empty(recipe)
+            if time.monotonic() - last_save > 60 * places.save_minutes:
+                save()
+                last_save = time.monotonic()
+        if state["row"] >= len(rows):
+            state["chunk"], state["row"] = int(state["chunk"]) + 1, 0
+    save()
+    bar.close()
+    if rank == 0:
+        export(model, tokenizer, places.out)
+    dist.destroy_process_group()
+
+
+@dataclass
+class StepLog:
+    """Counts of some steps in one flat vector, so that workers can add them up: tokens, loss and number of answer tokens
+    by domain, load (layers x experts)."""
+
+    values: torch.Tensor
+    domains: int
+    layers: int
+
+    @staticmethod
+    def empty(recipe: Recipe) -> "StepLog":
+        size = 1 + 2 * len(recipe.shares) + recipe.num_layers * recipe.num_experts
+        return StepLog(torch.zeros(size, dtype=torch.float64), len(recipe.shares), recipe.num_layers)
+
+    @staticmethod
+    def of(token_loss: torch.Tensor, batch: Batch, load: torch.Tensor, real: torch.Tensor) -> "StepLog":
+        answers = batch.weights[:, 1:] == 1.0
+        domains = batch.domains[:, 1:][answers]
+        count = len(Recipe().shares)
+        parts = [
+            real.sum()[None],
+            torch.bincount(domains, token_loss[answers].double(), minlength=count),
+            torch.bincount(domains, minlength=count),
+            load.flatten(),
+        ]
+        return StepLog(torch.cat([p.double() for p in parts]), count, load.shape[0])
+
+    @property
+    def tokens(self) -> int:
+        return int(self.values[0])
+
+    def summary(self, names: list[str]) -> dict[str, float]:
+        """Loss on the answers by domain, and the routing statistics."""
+        loss, count = self.values[1 : 1 + 2 * self.domains].view(2, -1)
+        load = self.values[1 + 2 * self.domains :].view(self.layers, -1)
+        return dict(zip(names, (loss / count).tolist(), strict=True)) | routing_statistics(load)
+
+
+def train(recipe: Recipe, places: Places, workers: int) -> None:
+    for folder in (places.state_dir, places.log_dir):
+        folder.mkdir(parents=True, exist_ok=True)
+    if not (places.state_dir / "tokenizer" / "tokenizer.json").exists():
+        train_tokenizer(recipe).save_pretrained(places.state_dir / "tokenizer")
+    with tempfile.TemporaryDirectory() as folder:
+        mp.spawn(train_worker, (workers, os.path.join(folder, "rendezvous"), recipe, places), nprocs=workers)
+
+
+def export(model: Qwen3MoeForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
+    """Write the model in bf16 and its tokenizer in the hub layout."""
+    model.to(torch.bfloat16).save_pretrained(out)
+    tokenizer.save_pretrained(out)
+
+
+def _append(path: Path, line: dict) -> None:
+    new = not path.exists()
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, line)
+        if new:
+            writer.writeheader()
+        writer.writerow(line)
+
+
+def _cut_curve(path: Path, tokens: int) -> None:
+    """Drop what an interrupted run logged after its last saved state, so that the curve has no point twice."""
+    if path.exists():
+        header, *lines = path.read_text().splitlines()
+        kept = [line for line in lines if int(line.split(",")[0]) <= tokens]
+        path.write_text("\n".join([header, *kept]) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m harness.reference.train", description=__doc__)
+    parser.add_argument("--out", type=Path, default=MODEL_FOLDER, help="where the finished model goes")
+    parser.add_argument(
+        "--state-dir", type=Path, default=Path("results/reference_model/state"), help="to resume from"
+    )
+    parser.add_argument(
+        "--log-dir", type=Path, default=Path("results/reference_model"), help="loss curve, recipe"
+    )
+    parser.add_argument("--save-minutes", type=float, default=4.0, help="time between saved states")
+    parser.add_argument(
+        "--workers", type=int, default=os.cpu_count() or 1, help="processes of one thread each"
+    )
+    for name, default in asdict(Recipe()).items():
+        if isinstance(default, int | float):
+            parser.add_argument(
+                f"--{name.replace('_', '-')}", type=type(default), default=default, help=f"default {default}"
+            )
+    options = vars(parser.parse_args())
+    workers = options.pop("workers")
+    places = Places(*(options.pop(name) for name in ("state_dir", "log_dir", "out", "save_minutes")))
+    train(Recipe(**options), places, workers)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,339 @@
+"""Apply a CompressionPlan to a checkpoint folder, shard by shard, without ever holding the model."""
+
+import errno
+import json
+import math
+import os
+import shutil
+import socket
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from tqdm import tqdm
+
+from harness.checkpoint import (
+    DOWN,
+    INDEX,
+    SECTION,
+    WEIGHTS,
+    CheckpointReader,
+    LayerLayout,
+    check_checkpoint,
+    checkpoint_sizes,
+    config_integer,
+    layer_layouts,
+)
+from harness.errors import WinnowError
+from harness.families import Family, family_of, read_config
+
+if TYPE_CHECKING:
+    from methods.plan import CompressionPlan, LayerPlan, NewExpert
+
+COPIED = (
+    "generation_config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*",
+    "merges.txt", "*.model", "*.tiktoken", "chat_template*", "LICENSE*", "NOTICE*",
+)  # fmt: skip
+_SUM_DTYPE = {
+    torch.float64: torch.float64,
+    torch.float32: torch.float64,
+    torch.bfloat16: torch.float32,
+    torch.float16: torch.float32,
+}
+
+
+@dataclass(frozen=True)
+class _StoredLayer:
+    """One layer as it will be written: ``rows`` are old router rows, ``experts`` in their stored order.
+
+    The tensors of stored expert i go to the shard that holds the old expert ``homes[i]``.
+    """
+
+    rows: tuple[int, ...]
+    experts: tuple["NewExpert", ...]
+    homes: tuple[int, ...]
+    layout: LayerLayout
+
+
+@dataclass(frozen=True)
+class _Output:
+    """One tensor to write. Two of the same ``content`` in a shard are made once."""
+
+    name: str
+    content: Hashable
+    make: Callable[[], torch.Tensor]
+
+
+def apply_plan(
+    source: Path,
+    plan: "CompressionPlan",
+    target: Path,
+    layout: Literal["compact", "expanded"] = "compact",
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Write ``source`` compressed by ``plan`` to the folder ``target``.
+
+    Plain where every layer is pruned to the same number of experts and width (and where the plan is the
+    identity); otherwise compact, or with ``layout="expanded"`` plain again by writing a copy of a merged
+    expert for each of its router rows. A source alone with weight 1 is copied bit by bit; sums are computed
+    in float32 (float64 where the tensors are stored in float32) and rounded once to the stored dtype.
+
+    Holds what is new in one shard and one matrix in the making; what is only copied stays on disk. ``target``
+    appears when it is complete; an existing checkpoint there is replaced. A folder that a killed process left
+    beside it is removed.
+
+    Returns ``checkpoint_sizes`` of the target, those of the source with ``_before`` appended, and ``layout``:
+    "plain" or "compact". Raises WinnowError where plan and checkpoint do not fit, or the target cannot be
+    written.
+    """
+    source, target = Path(source), Path(target)
+    if layout not in ("compact", "expanded"):
+        raise WinnowError(f"unknown layout '{layout}': choose compact or expanded")
+    config = read_config(source)
+    family = family_of(config)
+    if SECTION in config:
+        raise WinnowError(f"{source} is already compressed (compact): apply the plan to the original model")
+    if "quantization_config" in config:
+        raise WinnowError(f"{source} is quantised: apply the plan to the unquantised model")
+    if target.resolve() == source.resolve():
+        raise WinnowError(f"the compressed model cannot replace its source {source}: choose another folder")
+    check_checkpoint(source, family, config)
+    reader = CheckpointReader(source)
+    old = layer_layouts(config, family)
+    layers = _stored_layers(plan, old, config_integer(config, family.top_k_key), layout == "expanded")
+    new_config = _new_config(config, family, layers, layout == "expanded")
+    shards = _outputs_by_shard(reader, family, old, layers)
+    with _written_atomically(target) as folder:
+        (folder / "config.json").write_text(json.dumps(new_config, indent=2) + "\n")
+        (folder / "plan.json").write_text(json.dumps(plan.to_json()) + "\n")
+        for path in sorted({path for pattern in COPIED for path in source.glob(pattern) if path.is_file()}):
+            shutil.copyfile(path, folder / path.name)
+        _write_shards(folder, shards, progress)
+        sizes = checkpoint_sizes(folder)
+    before = {f"{key}_before": value for key, value in checkpoint_sizes(source).items()}
+    return {"layout": "compact" if SECTION in new_config else "plain", **sizes, **before}
+
+
+def _stored_layers(
+    plan: "CompressionPlan", old: Mapping[int, LayerLayout], top_k: int, expanded: bool
+) -> dict[int, _StoredLayer]:
+    named = sorted(layer.layer for layer in plan.layers)
+    if named != sorted(old):
+        raise WinnowError(
+            f"the plan is for layers {named}, but the MoE layers of the model are {sorted(old)}"
+        )
+    by_index = sorted(plan.layers, key=lambda layer: layer.layer)
+    return {layer.layer: _stored_layer(layer, old[layer.layer], top_k, expanded) for layer in by_index}
+
+
+def _stored_layer(plan: "LayerPlan", old: LayerLayout, top_k: int, expanded: bool) -> _StoredLayer:
+    where = f"plan, layer {plan.layer}"
+    if len(plan.route) != old.rows:
+        raise WinnowError(f"{where}: it routes {len(plan.route)} experts, but the model has {old.rows}")
+    kept = [(row, new) for row, new in enumerate(plan.route) if new is not None]
+    if {new for _, new in kept} != set(range(len(plan.experts))):
+        raise WinnowError(f"{where}: the route must lead to every new expert and to no other")
+    if len(kept) < top_k:
+        raise WinnowError(f"{where}: {len(kept)} router rows are left, but the model selects {top_k} a token")
+    for index, expert in enumerate(plan.experts):
+        _check_expert(expert, f"{where}, new expert {index}", old)
+    widths = {old.width if e.channels is None else len(e.channels) for e in plan.experts}
+    if len(widths) > 1:
+        raise WinnowError(f"{where}: experts of {sorted(widths)} channels; one layer must have one width")
+    if plan.is_pruning:  # an ordinary layer, once its rows stand in the order of its experts
+        kept.sort(key=lambda pair: pair[1])
+    rows, route = tuple(row for row, _ in kept), tuple(new for _, new in kept)
+    experts, homes = plan.experts, tuple(expert.sources[0].expert for expert in plan.experts)
+    if expanded:
+        experts, homes, route = tuple(experts[new] for new in route), rows, tuple(range(len(rows)))
+    return _StoredLayer(rows, experts, homes, LayerLayout(len(experts), widths.pop(), route))
+
+
+def _check_expert(expert: "NewExpert", where: str, old: LayerLayout) -> None:
+    if not expert.sources:
+        raise WinnowError(f"{where} has no source")
+    for source in expert.sources:
+        if not 0 <= source.expert < old.experts:
+            raise WinnowError(f"{where}: old expert {source.expert} does not exist among {old.experts}")
+        if not math.isfinite(source.weight):
+            raise WinnowError(f"{where}: the weight of old expert {source.expert} is {source.weight}")
+        if source.permutation is not None and sorted(source.permutation) != list(range(old.width)):
+            raise WinnowError(
+                f"{where}: old expert {source.expert} has no permutation of {old.width} channels"
+            )
+    channels = expert.channels
+    if channels is not None and (not channels or len(set(channels)) < len(channels)):
+        raise WinnowError(f"{where}: no channel is kept, or one is kept twice")
+    if channels is not None and not 0 <= min(channels) <= max(channels) < old.width:
+        raise WinnowError(f"{where}: it keeps a channel outside 0 to {old.width - 1}")
+
+
+def _new_config(
+    config: Mapping[str, Any], family: Family, layers: Mapping[int, _StoredLayer], expanded: bool
+) -> dict[str, Any]:
+    layouts = {layer: stored.layout for layer, stored in layers.items()}
+    shapes = sorted({(layout.experts, layout.width) for layout in layouts.values()})
+    if len(shapes) == 1 and all(layout.is_direct for layout in layouts.values()):
+        count, width = shapes[0]
+        return family.with_num_experts(config, count) | {family.width_key: width}
+    if expanded:
+        raise WinnowError(
+            "layout=expanded needs the same number of router rows and channels in every layer, but this plan "
+            f"leaves (rows, channels) {shapes}: use layout=compact"
+        )
+    section = {
+        str(layer): {"experts": layout.experts, "width": layout.width, "route": list(layout.route)}
+        for layer, layout in layouts.items()
+    }
+    return {**config, SECTION: {"version": 1, "layers": section}}
+
+
+def _outputs_by_shard(
+    reader: CheckpointReader,
+    family: Family,
+    old: Mapping[int, LayerLayout],
+    layers: Mapping[int, _StoredLayer],
+) -> list[list[_Output]]:
+    """What every output shard will hold: a tensor stays in the shard that it, or its home expert, was in."""
+    shards: dict[Path, list[_Output]] = {path: [] for path in reader.files}
+    replaced: set[str] = set()
+
+    def row_selection(name: str, rows: tuple[int, ...]) -> Callable[[], torch.Tensor]:
+        return lambda: reader.tensor(name).index_select(0, torch.tensor(rows))
+
+    def new_matrix(expert: "NewExpert", old_names: list[str], place: int) -> Callable[[], torch.Tensor]:
+        return lambda: _matrix(expert, lambda e: reader.tensor(old_names[e]), 1 if place == DOWN else 0)
+
+    def same_matrix(name: str) -> Callable[[], torch.Tensor]:
+        return lambda: reader.tensor(name)
+
+    for layer, stored in layers.items():
+        for template in family.router_tensors:
+            name = template.format(layer=layer)
+            replaced.add(name)
+            shards[reader.file_of(name)].append(_Output(name, name, row_selection(name, stored.rows)))
+        for place, template in enumerate(family.expert_tensors):
+            old_names = [template.format(layer=layer, expert=e) for e in range(old[layer].experts)]
+            replaced.update(old_names)
+            for index, (expert, home) in enumerate(zip(stored.experts, stored.homes, strict=True)):
+                output = _Output(
+                    template.format(layer=layer, expert=index),
+                    (layer, place, expert),
+                    new_matrix(expert, old_names, place),
+                )
+                shards[reader.file_of(old_names[home])].append(output)
+    for name in reader.names():
+        if name not in replaced:
+            shards[reader.file_of(name)].append(_Output(name, name, same_matrix(name)))
+    return [outputs for outputs in shards.values() if outputs]
+
+
+def _matrix(expert: "NewExpert", read: Callable[[int], torch.Tensor], channel_dim: int) -> torch.Tensor:
+    """One matrix of a new expert from those of its sources; channels run along ``channel_dim``."""
+
+    def arranged(expert_index: int, permutation: tuple[int, ...] | None) -> torch.Tensor:
+        order = permutation
+        if expert.channels is not None:  # select before summing: the same numbers for less memory
+            order = tuple(c if permutation is None else permutation[c] for c in expert.channels)
+        tensor = read(expert_index)
+        return tensor if order is None else tensor.index_select(channel_dim, torch.tensor(order))
+
+    first = expert.sources[0]
+    if len(expert.sources) == 1 and first.weight == 1.0:
+        return arranged(first.expert, first.permutation)
+    tensor = arranged(first.expert, first.permutation)
+    stored_dtype = tensor.dtype
+    if stored_dtype not in _SUM_DTYPE:
+        raise WinnowError(f"experts stored as {stored_dtype} cannot be summed: use an unquantised checkpoint")
+    total = torch.zeros(tensor.shape, dtype=_SUM_DTYPE[stored_dtype])
+    for source in expert.sources:
+        total.add_(arranged(source.expert, source.permutation).to(total.dtype), alpha=source.weight)
+    return total.to(stored_dtype)
+
+
+def _write_shards(folder: Path, shards: list[list[_Output]], progress: bool) -> None:
+    names = [WEIGHTS]
+    if len(shards) > 1:
+        names = [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
+    weight_map: dict[str, str] = {}
+    total_bytes = total_parameters = 0
+    outputs = sum(map(len, shards))
+    with tqdm(total=outputs, desc="writing checkpoint", unit="tensor", disable=not progress) as bar:
+        for file_name, shard in zip(names, shards, strict=True):
+            tensors: dict[str, torch.Tensor] = {}
+            made: dict[Hashable, torch.Tensor] = {}
+            for output in shard:
+                if output.content in made:  # safetensors refuses two names for one storage
+                    tensors[output.name] = made[output.content].clone()
+                else:
+                    tensors[output.name] = made[output.content] = output.make().contiguous()
+                bar.update()
+            save_file(tensors, folder / file_name, metadata={"format": "pt"})
+            shutil.copymode(folder / "config.json", folder / file_name)  # save_file lets only the owner read
+            weight_map |= dict.fromkeys(tensors, file_name)
+            total_bytes += sum(tensor.nbytes for tensor in tensors.values())
+            total_parameters += sum(tensor.numel() for tensor in tensors.values())
+    if len(shards) > 1:
+        metadata = {"total_parameters": total_parameters, "total_size": total_bytes}
+        index = {"metadata": metadata, "weight_map": dict(sorted(weight_map.items()))}
+        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+
+
+@contextmanager
+def _written_atomically(target: Path) -> Iterator[Path]:
+    """An empty folder beside ``target`` that takes its place on success and is removed on any error."""
+    target = target.absolute()
+    if target.exists() and not (target / "config.json").is_file() and not _is_empty_folder(target):
+        raise WinnowError(f"{target} exists and is not a checkpoint: remove it or choose another folder")
+    own = f"{socket.gethostname()}-{os.getpid()}"
+    partial, replaced = (target.with_name(f".{target.name}.{own}.{end}") for end in ("partial", "replaced"))
+    try:
+        _remove_leftovers(target)
+        partial.mkdir(parents=True)
+        yield partial
+        if target.exists():
+            target.rename(replaced)
+        try:
+            partial.rename(target)
+        except OSError:
+            if replaced.exists():
+                replaced.rename(target)
+            raise
+        shutil.rmtree(replaced, ignore_errors=True)
+    except (OSError, SafetensorError) as error:
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "os error 28" in str(error):
+            advice = f"no space left for {target}: free some or choose another folder; nothing was written"
+            raise WinnowError(advice) from error
+        raise WinnowError(f"cannot write {target} ({error}): choose a folder that can be written") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _is_empty_folder(path: Path) -> bool:
+    return path.is_dir() and not any(path.iterdir())
+
+
+def _remove_leftovers(target: Path) -> None:
+    """Remove what killed processes of this machine left half-written beside ``target``."""
+    prefix = f".{target.name}.{socket.gethostname()}-"
+    for path in target.parent.glob(f"{prefix}*"):
+        pid, _, end = path.name.removeprefix(prefix).partition(".")
+        if end in ("partial", "replaced") and pid.isdigit() and not _runs_elsewhere(int(pid)):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _runs_elsewhere(pid: int) -> bool:
+    if pid == os.getpid():
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,221 @@
+"""Runs generated code, which is taken to be hostile, and gives back what its function returned.
+
+One program is one fresh interpreter with an empty environment, started for it and gone after it. Before the
+program is seen, ``sandbox_child`` gives up what it can: another user, namespaces (processes, network, mounts,
+IPC), Landlock (reads the standard library, writes a scratch folder), a seccomp filter (no sockets, no new
+processes or threads, no signals, no mounts), resource limits, and an audit hook. What a system lacks is left
+out, and ``capabilities`` says so; where neither namespaces nor seccomp are to be had, only the audit hook
+stands between the program and the network.
+
+The program never sees what is expected of it: it hands back values, which the caller compares with ``same``.
+Forging a verdict therefore gains nothing.
+"""
+
+import contextlib
+import json
+import os
+import selectors
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import IO, Any, Literal, cast
+
+from tqdm import tqdm
+
+from harness.errors import WinnowError
+from harness.sandbox_child import TIMED_OUT, decode, encode
+
+CHILD = Path(__file__).with_name("sandbox_child.py")
+GRACE_SECONDS = 3.0
+# The hash seed makes the order of sets the same in every run; nothing of our environment goes along.
+ENVIRONMENT = {"PYTHONHASHSEED": "0"}
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one program may use, over all of its inputs.
+
+    ``cpu_seconds`` is a whole number (the kernel counts no finer); ``disk_bytes`` and ``files`` bound the
+    scratch folder, ``output_bytes`` the encoded return values.
+    """
+
+    cpu_seconds: int = 2
+    wall_seconds: float = 6.0
+    memory_bytes: int = 256 * 2**20
+    disk_bytes: int = 4 * 2**20
+    files: int = 64
+    open_files: int = 32
+    output_bytes: int = 2**20
+
+
+@dataclass(frozen=True)
+class Failed:
+    """Stands for the value of a call that raised, or that returned a type which is not compared."""
+
+    message: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """``outputs`` holds one value or ``Failed`` for each input when ``status`` is "ok", else nothing.
+
+    "error": the source does not compile, raises when it is run, or has no such function; "timeout": CPU or
+    wall time was up; "too_large": more than ``output_bytes`` came back; "crashed": the process ended without
+    a result.
+    """
+
+    status: Literal["ok", "error", "timeout", "too_large", "crashed"]
+    outputs: list[Any] = field(default_factory=list)
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Program:
+    """``inputs`` holds one list of positional arguments for each call of ``entry_point``."""
+
+    source: str
+    entry_point: str
+    inputs: list[list[Any]]
+
+
+def same(actual: Any, expected: Any) -> bool:
+    """Equality with types: True is not 1, 1 not 1.0, a tuple not a list. Dicts and sets have no order."""
+    if type(actual) is not type(expected):
+        return False
+    if isinstance(expected, (list, tuple)):
+        return len(actual) == len(expected) and all(map(same, actual, expected))
+    if isinstance(expected, dict):
+        # Keys that are equal but of another type (1 and True) would find each other: compare them with types.
+        typed = [{(type(key), key) for key in each} for each in (actual, expected)]
+        return typed[0] == typed[1] and all(same(actual[key], value) for key, value in expected.items())
+    if isinstance(expected, (set, frozenset)):
+        return {(type(item), item) for item in actual} == {(type(item), item) for item in expected}
+    return not isinstance(expected, Failed) and bool(actual == expected)
+
+
+def _read_all(stream: IO[bytes], limit: int, deadline: float) -> bytes:
+    """What comes until the end or the deadline; reading stops once it is more than ``limit`` bytes."""
+    data = bytearray()
+    with selectors.DefaultSelector() as selector:
+        selector.register(stream, selectors.EVENT_READ)
+        while len(data) <= limit:
+            if not selector.select(max(0.0, deadline - time.monotonic())):
+                break
+            chunk = os.read(stream.fileno(), 65536)
+            if not chunk:
+                break
+            data += chunk
+    return bytes(data)
+
+
+def _talk(request: bytes, limits: Limits, base: str) -> tuple[bytes, int]:
+    """Start a keeper, give it the request, and give back the answer with the keeper's exit status."""
+    deadline = time.monotonic() + limits.wall_seconds + GRACE_SECONDS
+    # -s -S -P: no site packages, nothing of the working folder. -B: no bytecode files.
+    keeper = subprocess.Popen(
+        [sys.executable, "-s", "-S", "-P", "-B", "-X", "utf8", str(CHILD), base],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+        env=ENVIRONMENT, cwd=base, start_new_session=True, close_fds=True,
+    )  # fmt: skip
+    stdin, stdout = cast("IO[bytes]", keeper.stdin), cast("IO[bytes]", keeper.stdout)
+    try:
+        with contextlib.suppress(BrokenPipeError):
+            stdin.write(request + b"\n")
+            stdin.flush()
+        answer = _read_all(stdout, limits.output_bytes, deadline)
+    finally:
+        # The end of its input tells the keeper to kill what still runs.
+        with contextlib.suppress(BrokenPipeError):
+            stdin.close()
+        stdout.close()
+        try:
+            code = keeper.wait(GRACE_SECONDS)
+        except subprocess.TimeoutExpired:
+            os.killpg(keeper.pid, signal.SIGKILL)
+            code = keeper.wait()
+    return answer, code
+
+
+def _ask(request: dict[str, Any], limits: Limits) -> tuple[bytes, int]:
+    if not hasattr(os, "fork"):
+        raise WinnowError(
+            "generated code cannot be run safely on this system: use Linux or macOS, or a suite without code"
+        )
+    base = os.path.realpath(tempfile.mkdtemp(prefix="winnow-sandbox-"))
+    os.chmod(base, 0o711)
+    for folder in ("work", "library"):
+        os.mkdir(os.path.join(base, folder))
+    try:
+        return _talk(json.dumps({**request, "limits": vars(limits)}).encode(), limits, base)
+    finally:
+        shutil.rmtree(base, ignore_errors=True)
+
+
+def _outcome(answer: bytes, code: int, limits: Limits, calls: int) -> Outcome:
+    """What a keeper's answer means. Whatever is in the answer may have been written by the program itself."""
+    if len(answer) > limits.output_bytes:
+        return Outcome("too_large", detail=f"more than {limits.output_bytes} bytes came back")
+    if code == TIMED_OUT:
+        return Outcome("timeout", detail="time was up")
+    if not answer:
+        return Outcome("crashed", detail=f"no result; exit status {code}")
+    try:
+        data = json.loads(answer)
+        if "error" in data:
+            return Outcome("error", detail=str(data["error"])[:200])
+        outputs = [
+            decode(item["value"]) if "value" in item else Failed(str(item["failed"])[:200])
+            for item in data["outputs"]
+        ]
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return Outcome("crashed", detail="the result is not in the form of one")
+    if len(outputs) != calls:
+        return Outcome("crashed", detail=f"{len(outputs)} results for {calls} inputs")
+    return Outcome("ok", outputs)
+
+
+def run_function(
+    source: str, entry_point: str, inputs: Sequence[Sequence[Any]], limits: Limits | None = None
+) -> Outcome:
+    """Run ``source`` and call its ``entry_point`` once for each list of arguments in ``inputs``.
+
+    Arguments and values may be built from None, bool, int, float, str, list, tuple, dict, set and frozenset;
+    a value of any other type (subclasses too) comes back as ``Failed``. Raises WinnowError where processes
+    cannot be forked, TypeError for an argument of another type.
+    """
+    limits = limits or Limits()
+    arguments = [encode(list(call)) for call in inputs]
+    request = {"source": source, "entry_point": entry_point, "inputs": arguments}
+    return _outcome(*_ask(request, limits), limits, len(arguments))
+
+
+def run_many(programs: Sequence[Program], limits: Limits | None = None, progress: str = "") -> list[Outcome]:
+    """``run_function`` for each program, in order, as many at a time as there are processors to use.
+
+    Raises WinnowError where the sandbox does not work, rather than count every program as wrong.
+    """
+    capabilities()
+    workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with ThreadPoolExecutor(workers) as pool:
+        outcomes = pool.map(lambda p: run_function(p.source, p.entry_point, p.inputs, limits), programs)
+        return list(tqdm(outcomes, total=len(programs), desc=progress, disable=not progress, leave=False))
+
+
+@cache
+def capabilities() -> tuple[str, ...]:
+    """The layers that hold here, found by starting an empty sandbox. Raises WinnowError where it fails."""
+    answer, code = _ask({"source": None, "entry_point": "", "inputs": []}, Limits())
+    try:
+        return tuple(json.loads(answer)["layers"])
+    except (ValueError, KeyError) as error:
+        raise WinnowError(
+            f"the sandbox for generated code does not start here (exit status {code})"
+        ) from error

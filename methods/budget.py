@@ -1,0 +1,82 @@
+"""How many experts a compression ratio leaves: exact rationals, the same for pruning and merging."""
+
+import math
+from fractions import Fraction
+
+from harness.errors import WinnowError
+
+
+def parse_ratio(ratio: str | float | Fraction) -> Fraction:
+    """The ratio as it is written: 0.55 is 11/20, not the binary float next to it; "1/3" works too.
+
+    With binary floats int(60 * (1 - 0.55)) is 26 instead of 27 (methods.md, REAP repository, bug 8).
+    Raises WinnowError outside [0, 1).
+    """
+    try:
+        exact = ratio if isinstance(ratio, Fraction) else Fraction(str(ratio).strip())
+    except (ValueError, ZeroDivisionError):
+        raise WinnowError(
+            f"ratio '{ratio}' is not a number: give a decimal or a fraction, such as 0.25 or 1/3"
+        ) from None
+    if not 0 <= exact < 1:
+        raise WinnowError(
+            f"ratio {ratio} is outside [0, 1): it is the share of the experts that goes, such as 0.25"
+        )
+    return exact
+
+
+def as_decimal(removed: int, num_experts: int) -> str:
+    """A short decimal ratio that removes exactly ``removed`` of ``num_experts`` experts."""
+    share = Fraction(removed, num_experts)
+    text = as_written(share)
+    digits = 1
+    while "/" in text:
+        rounded_up = Fraction(math.ceil(share * 10**digits), 10**digits)
+        if math.floor(rounded_up * num_experts) == removed:
+            return as_written(rounded_up, digits)
+        digits += 1
+    return text
+
+
+def as_written(ratio: Fraction, digits: int = 4) -> str:
+    """The ratio as a decimal where ``digits`` digits write it exactly, otherwise as a fraction."""
+    if (ratio * 10**digits).denominator != 1:
+        return str(ratio)
+    return f"{float(ratio):.{digits}f}".rstrip("0").rstrip(".")
+
+
+def kept_experts(num_experts: int, top_k: int, ratio: str | float | Fraction, n_group: int = 1) -> int:
+    """E - floor(E * ratio): experts (or groups) left in each layer.
+
+    Raises WinnowError for a ratio outside [0, 1), for fewer experts than ``top_k``, and, where the router is
+    group-limited (``n_group`` > 1), for a number that does not divide evenly among the router groups.
+    """
+    exact = parse_ratio(ratio)
+    if num_experts % n_group or top_k > num_experts:
+        raise WinnowError(
+            f"the model's config contradicts itself: {num_experts} experts, top-{top_k}, n_group = {n_group}"
+        )
+    kept = num_experts - math.floor(num_experts * exact)
+    leaves = f"ratio {as_written(exact)} leaves {kept} of {num_experts} experts"
+    # Only multiples of n_group can be shared evenly by the router groups.
+    fitting = [k for k in range(top_k, num_experts + 1) if k % n_group == 0]
+    if kept < top_k:
+        removed = num_experts - fitting[0]
+        raise WinnowError(
+            f"{leaves}, fewer than top-k = {top_k}; the largest ratio that works is "
+            f"{as_decimal(removed, num_experts)} ({removed} of {num_experts} removed)"
+        )
+    if kept not in fitting:
+        nearest = [k for k in fitting if k > kept][:1] + [k for k in fitting if k < kept][-1:]
+        ratios = " and ".join(as_decimal(num_experts - k, num_experts) for k in nearest)
+        raise WinnowError(
+            f"{leaves}, which the router's {n_group} groups cannot share evenly; "
+            f"the nearest ratios that fit: {ratios}"
+        )
+    return kept
+
+
+def checked_ratio(num_experts: int, top_k: int, n_group: int, ratio: str | float | Fraction) -> Fraction:
+    """The exact ratio. Raises WinnowError, as ``kept_experts`` does, where it does not fit the model."""
+    kept_experts(num_experts, top_k, ratio, n_group)
+    return parse_ratio(ratio)

@@ -1,0 +1,131 @@
+"""The CompressionPlan: what every method returns and all that the rest of the program needs to know of it."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness.errors import WinnowError
+
+
+@dataclass(frozen=True)
+class Source:
+    """One old expert's share in a new expert.
+
+    ``permutation`` reorders the old expert's channels before they are summed: channel c of the sum takes the old
+    channel ``permutation[c]``. ``None`` leaves them in place.
+    """
+
+    expert: int
+    weight: float = 1.0
+    permutation: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class NewExpert:
+    """A weighted sum of old experts, of which only ``channels`` (``None``: all of them) are kept, in that order."""
+
+    sources: tuple[Source, ...]
+    channels: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """``route[j]`` is the new expert that the old router row j now leads to, or None: the row is removed."""
+
+    layer: int
+    experts: tuple[NewExpert, ...]
+    route: tuple[int | None, ...]
+
+    @property
+    def is_pruning(self) -> bool:
+        """No two router rows lead to the same new expert, so the layer is an ordinary, smaller MoE layer."""
+        kept = [new for new in self.route if new is not None]
+        return sorted(kept) == list(range(len(self.experts)))
+
+
+@dataclass(frozen=True)
+class CompressionPlan:
+    layers: tuple[LayerPlan, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return {"layers": [_layer_to_json(layer) for layer in self.layers]}
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> "CompressionPlan":
+        """Raises WinnowError where ``data`` is not a valid plan."""
+        try:
+            plan = CompressionPlan(tuple(_layer_from_json(layer) for layer in data["layers"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise WinnowError(f"not a compression plan: {type(error).__name__}: {error}") from error
+        validate(plan)
+        return plan
+
+    @staticmethod
+    def load(path: Path) -> "CompressionPlan":
+        try:
+            return CompressionPlan.from_json(json.loads(path.read_text()))
+        except (OSError, json.JSONDecodeError) as error:
+            raise WinnowError(f"cannot read the plan {path}: {error}") from error
+
+
+def _layer_to_json(layer: LayerPlan) -> dict[str, Any]:
+    def source(s: Source) -> dict[str, Any]:
+        entry: dict[str, Any] = {"expert": s.expert, "weight": s.weight}
+        return entry if s.permutation is None else entry | {"permutation": list(s.permutation)}
+
+    return {
+        "layer": layer.layer,
+        "experts": [
+            {"sources": [source(s) for s in e.sources], "channels": None if e.channels is None else list(e.channels)}
+            for e in layer.experts
+        ],
+        "route": list(layer.route),
+    }
+
+
+def _layer_from_json(data: Mapping[str, Any]) -> LayerPlan:
+    def indices(values: Sequence[int] | None) -> tuple[int, ...] | None:
+        return None if values is None else tuple(int(v) for v in values)
+
+    return LayerPlan(
+        layer=int(data["layer"]),
+        experts=tuple(
+            NewExpert(
+                tuple(
+                    Source(int(s["expert"]), float(s["weight"]), indices(s.get("permutation"))) for s in e["sources"]
+                ),
+                indices(e["channels"]),
+            )
+            for e in data["experts"]
+        ),
+        route=tuple(None if r is None else int(r) for r in data["route"]),
+    )
+
+
+def validate(plan: CompressionPlan) -> None:
+    """Raises WinnowError where the plan contradicts itself."""
+    for layer in plan.layers:
+        where = f"plan, layer {layer.layer}"
+        reached = {r for r in layer.route if r is not None}
+        if reached != set(range(len(layer.experts))):
+            raise WinnowError(f"{where}: the route must lead to every new expert and to no other")
+        for index, expert in enumerate(layer.experts):
+            if not expert.sources:
+                raise WinnowError(f"{where}: new expert {index} has no source")
+            if any(not 0 <= s.expert < len(layer.route) for s in expert.sources):
+                raise WinnowError(f"{where}: new expert {index} names an old expert that does not exist")
+
+
+def prune(layer: int, num_experts: int, kept: Iterable[int]) -> LayerPlan:
+    """Keep the experts ``kept`` (listed in their old order), remove the rows of the others."""
+    kept = sorted(kept)
+    position = {old: new for new, old in enumerate(kept)}
+    return LayerPlan(
+        layer, tuple(NewExpert((Source(old),)) for old in kept), tuple(position.get(j) for j in range(num_experts))
+    )
+
+
+def identity(layer: int, num_experts: int) -> LayerPlan:
+    return prune(layer, num_experts, range(num_experts))

@@ -1,0 +1,116 @@
+"""The columns of the reports, and their values for every row of a panel."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from harness.records import Record
+from reports.load import Panel, Row, RowKey
+from reports.statistics import Estimate, Measure, Part, difference, estimate, find_score
+
+CODE = Measure("code", "code", (Part("code", "pass@1"),))
+MATH = Measure("math", "math", (Part("math", "exact_match"),))
+WRITING = Measure("writing", "writing", (Part("writing", "elements"),))
+MULTIPLE_CHOICE = Measure("multiple_choice", "multiple choice", (Part("multiple_choice", "acc"),))
+PERPLEXITY = Measure(
+    "perplexity", "perplexity", (Part("perplexity", "perplexity"),), kind="perplexity", higher_is_better=False
+)
+# Not ranked: broken text can be as diverse as it likes.
+DIVERSITY = Measure(
+    "diversity", "3-gram diversity", (Part("diversity", "ngram_diversity_3"),), kind="number", ranked=False
+)
+GENERATIVE_TASKS = (CODE, MATH, WRITING)
+_DOMAINS = ("code", "math", "writing", "knowledge", "real_text")
+
+
+@dataclass(frozen=True)
+class Result:
+    """``difference`` from the baseline: None for the baseline, without one, and where a score is missing."""
+
+    estimate: Estimate
+    difference: Estimate | None
+
+
+@dataclass(frozen=True)
+class Results:
+    """The results of a panel's rows, baseline included, and the measures that any of them has."""
+
+    panel: Panel
+    measures: tuple[Measure, ...]
+    found: dict[tuple[RowKey, str], Result]
+
+    def get(self, row: Row, measure: Measure) -> Result | None:
+        return self.found.get((row.key, measure.name))
+
+    def has(self, measure: Measure) -> bool:
+        return measure in self.measures
+
+
+def generative_average(records: Iterable[Record]) -> Measure | None:
+    """The mean over those of the generative tasks that were run anywhere; None where none was."""
+    kept = list(records)
+    parts = [t.parts[0] for t in GENERATIVE_TASKS if any(find_score(record, t.parts[0]) for record in kept)]
+    return Measure("generative", "generative average", tuple(parts)) if parts else None
+
+
+def main_measures(records: Sequence[Record]) -> list[Measure]:
+    """The columns of the main table that some record has a score for."""
+    average = generative_average(records)
+    columns = [CODE, MATH, WRITING, MULTIPLE_CHOICE, PERPLEXITY, DIVERSITY]
+    present = [m for m in columns if any(find_score(record, m.parts[0]) for record in records)]
+    return ([] if average is None else [average]) + present
+
+
+def domain_measures(records: Iterable[Record], whole: Measure) -> list[Measure]:
+    """One measure a domain of a task, in the usual order, then by name."""
+    task, metric = whole.parts[0].task, whole.parts[0].metric
+    found = {
+        s.domain for record in records for s in record.scores if (s.task, s.metric) == (task, metric)
+    } - {""}
+    ordered = [name for name in _DOMAINS if name in found] + sorted(found - set(_DOMAINS))
+    return [
+        Measure(
+            f"{whole.name}_{domain}",
+            domain.replace("_", " "),
+            (Part(task, metric, domain),),
+            whole.kind,
+            whole.higher_is_better,
+        )
+        for domain in ordered
+    ]
+
+
+def evaluate(panel: Panel) -> Results:
+    records = [record for row in panel.all_rows() for record in row.records]
+    measures = main_measures(records)
+    for whole in (MULTIPLE_CHOICE, PERPLEXITY):
+        measures += domain_measures(records, whole)
+    found: dict[tuple[RowKey, str], Result] = {}
+    # Measure by measure, since all rows share the resamples of a measure.
+    for measure in measures:
+        for row in panel.all_rows():
+            value = estimate(measure, row.records)
+            if value is not None:
+                compared = None if row is panel.baseline else _difference(measure, row, panel.baseline)
+                found[(row.key, measure.name)] = Result(value, compared)
+    return Results(panel, tuple(measures), found)
+
+
+def _difference(measure: Measure, row: Row, baseline: Row | None) -> Estimate | None:
+    if baseline is None:
+        return None
+    return difference(measure, row.records, baseline.records[0], row.items, baseline.items[0])
+
+
+def parameters_removed(row: Row) -> float | None:
+    """The fraction of routed-expert parameters that the first seed's cell no longer has."""
+    sizes = row.records[0].sizes
+    now, before = sizes.get("expert_parameters"), sizes.get("baseline_expert_parameters")
+    if now is None or not before:
+        return None
+    return 1 - now / before
+
+
+def weights_megabytes(row: Row) -> float | None:
+    """Size of the weights on disk in MB of 10^6 bytes, of the first seed's cell."""
+    size = row.records[0].sizes.get("weights_bytes")
+    return None if size is None else size / 1e6

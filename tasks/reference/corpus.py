@@ -1,0 +1,49 @@
+"""The reference texts by domain: training documents for the reference MoE, calibration corpora for its compression."""
+
+import random
+from collections.abc import Iterator
+from itertools import islice
+
+from harness.corpora import Document
+from harness.errors import WinnowError
+from tasks.reference import code, knowledge, math, real_text, writing
+from tasks.reference.problem import Problem, Split
+
+DOMAINS = ("code", "math", "writing", "knowledge", "real_text")
+_PROBLEMS = {"code": code.problems, "math": math.problems, "writing": writing.problems, "knowledge": knowledge.problems}
+
+
+def training_documents(domain: str, seed: int) -> Iterator[tuple[str, str]]:
+    """Endless (prompt, answer) pairs of the training split; real text has no prompt, and one piece in four is prose."""
+    if domain in _PROBLEMS:
+        for problem in _PROBLEMS[domain]("train", seed):
+            yield problem.prompt, problem.answer
+        return
+    pieces = {kind: real_text.documents("train", seed, kind) for kind in real_text.KINDS}
+    rng = random.Random(f"real_text-mix-{seed}")
+    while True:
+        yield "", next(pieces["prose" if rng.random() < 0.25 else "python"])
+
+
+def texts(domain: str, split: Split, count: int, seed: int) -> list[str]:
+    """At most ``count`` documents of a domain, prompt and answer together."""
+    if domain == "real_text":
+        return list(islice(real_text.documents(split, seed), count))
+    if domain not in _PROBLEMS:
+        raise WinnowError(f"unknown reference domain '{domain}'; known: {', '.join(DOMAINS)}")
+    distinct: dict[str, Problem] = {}
+    for problem in islice(_PROBLEMS[domain](split, seed), 4 * count):
+        distinct.setdefault(problem.id, problem)
+        if len(distinct) == count:
+            break
+    return [problem.text for problem in distinct.values()]
+
+
+def calibration_corpus(domains: list[str], num_sequences: int, seed: int) -> list[Document]:
+    """``num_sequences`` calibration documents, in equal parts of every domain, each labelled with its domain."""
+    share, extra = divmod(num_sequences, len(domains))
+    return [
+        Document(text, source=domain)
+        for position, domain in enumerate(domains)
+        for text in texts(domain, "calibration", share + (position < extra), seed)
+    ]

@@ -1,0 +1,119 @@
+"""Plans for tests, and a compressed model by plain float64 loops: slow, and too simple to be wrong."""
+
+import math
+import random
+
+import torch
+from transformers import PreTrainedModel
+
+from methods.plan import CompressionPlan, LayerPlan, NewExpert, Source, identity, prune
+
+RENORMALISED = {"qwen3_moe": True, "mixtral": True, "olmoe": False}
+
+
+def pruned(*kept: list[int], num_experts: int = 8) -> CompressionPlan:
+    """One list of kept experts a layer."""
+    return CompressionPlan(tuple(prune(layer, num_experts, keep) for layer, keep in enumerate(kept)))
+
+
+def merged_layer(
+    layer: int, groups: list[list[int]], width: int = 16, permute: bool = False, removed: tuple[int, ...] = ()
+) -> LayerPlan:
+    """Every group one expert, weights unequal; ``permute`` shuffles the channels of all sources but one."""
+    shuffle = random.Random(layer)
+    experts = []
+    for group in groups:
+        shares = [1.0 + 0.5 * place for place in range(len(group))]
+        sources = [
+            Source(
+                old,
+                share / sum(shares),
+                tuple(shuffle.sample(range(width), width)) if permute and place else None,
+            )
+            for place, (old, share) in enumerate(zip(group, shares, strict=True))
+        ]
+        experts.append(NewExpert(tuple(sources)))
+    leads_to = {old: new for new, group in enumerate(groups) for old in group}
+    rows = range(sum(map(len, groups)))
+    return LayerPlan(layer, tuple(experts), tuple(None if j in removed else leads_to[j] for j in rows))
+
+
+def merged(*groups: list[list[int]], permute: bool = False) -> CompressionPlan:
+    return CompressionPlan(tuple(merged_layer(i, g, permute=permute) for i, g in enumerate(groups)))
+
+
+def sliced(plan: CompressionPlan, *channels: list[int]) -> CompressionPlan:
+    """The same plan with only ``channels[layer]`` kept in every expert."""
+    return CompressionPlan(
+        tuple(
+            LayerPlan(p.layer, tuple(NewExpert(e.sources, tuple(c)) for e in p.experts), p.route)
+            for p, c in zip(plan.layers, channels, strict=True)
+        )
+    )
+
+
+def identity_plan(layers: int = 2, num_experts: int = 8) -> CompressionPlan:
+    return CompressionPlan(tuple(identity(layer, num_experts) for layer in range(layers)))
+
+
+def tokens(batch: int = 2, length: int = 24) -> torch.Tensor:
+    return torch.randint(0, 256, (batch, length), generator=torch.Generator().manual_seed(1))
+
+
+def logits(model: PreTrainedModel) -> torch.Tensor:
+    with torch.no_grad():
+        return model(tokens(), use_cache=False).logits
+
+
+def brute_force_logits(original: PreTrainedModel, plan: CompressionPlan) -> torch.Tensor:
+    """float64 logits of ``original`` (which becomes float64 and is changed) compressed by ``plan``.
+
+    A token chooses the top-k of the rows that are left; y is the sum over the new experts of the summed gate
+    values of the chosen rows that lead there, times the new expert's output.
+    """
+    model = original.double()
+    top_k = model.config.num_experts_per_tok
+    renormalised = RENORMALISED[model.config.model_type]
+    for layer in plan.layers:
+        block = model.model.layers[layer.layer].mlp
+        router = block.gate.weight.detach().tolist()
+        matrices = [_new_expert(block.experts, expert) for expert in layer.experts]
+
+        def forward(hidden, layer=layer, router=router, matrices=matrices):
+            flat = hidden.reshape(-1, hidden.shape[-1])
+            out = torch.zeros_like(flat)
+            for t, x in enumerate(flat):
+                left = {j: float(x @ torch.tensor(router[j], dtype=x.dtype))
+                        for j, new in enumerate(layer.route) if new is not None}  # fmt: skip
+                total = sum(math.exp(r) for r in left.values())
+                chosen = sorted(left, key=lambda j: -left[j])[:top_k]
+                gates = {j: math.exp(left[j]) / total for j in chosen}
+                if renormalised:
+                    gates = {j: g / sum(gates.values()) for j, g in gates.items()}
+                for new, (gate, up, down) in enumerate(matrices):
+                    share = sum(g for j, g in gates.items() if layer.route[j] == new)
+                    if share:
+                        inner = gate @ x
+                        out[t] += share * (down @ (inner * torch.sigmoid(inner) * (up @ x)))
+            return out.reshape(hidden.shape)
+
+        block.forward = forward
+    return logits(model)
+
+
+def _new_expert(experts, new: NewExpert) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    width, hidden = experts.down_proj.shape[2], experts.down_proj.shape[1]
+    gate = torch.zeros(width, hidden, dtype=torch.float64)
+    up, down = gate.clone(), gate.T.clone()
+    for source in new.sources:
+        fused, old_down = (
+            experts.gate_up_proj[source.expert].detach(),
+            experts.down_proj[source.expert].detach(),
+        )
+        for c in range(width):
+            old = c if source.permutation is None else source.permutation[c]
+            gate[c] += source.weight * fused[old]
+            up[c] += source.weight * fused[width + old]
+            down[:, c] += source.weight * old_down[:, old]
+    kept = list(range(width)) if new.channels is None else list(new.channels)
+    return gate[kept], up[kept], down[:, kept]

@@ -1,0 +1,238 @@
+"""The batched backend against loops that take one text at a time, without a cache and without padding."""
+
+import random
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from harness.backends.hf import HFBackend, StopStrings
+from harness.errors import WinnowError
+from tests.tiny import FAMILY_NAMES, byte_tokenizer, tiny_model
+
+WORDS = [
+    "the",
+    "and",
+    "def",
+    "return",
+    "list",
+    "sum",
+    "story",
+    "baker",
+    "apples",
+    "12",
+    "7",
+    "40",
+    "é",
+    "##",
+    "\n",
+]
+
+
+def texts(count: int, seed: int = 0, longest: int = 14) -> list[str]:
+    rng = random.Random(seed)
+    return [" ".join(rng.choices(WORDS, k=rng.randint(1, longest))) for _ in range(count)]
+
+
+def naive_tokens(model: torch.nn.Module, tokens: list[int], count: int) -> list[int]:
+    """Greedy decoding by running the whole text again for every token; stops at the end-of-text token."""
+    new: list[int] = []
+    while len(new) < count:
+        with torch.no_grad():
+            chosen = int(model(input_ids=torch.tensor([tokens + new])).logits[0, -1].argmax())
+        if chosen == 256:
+            break
+        new.append(chosen)
+    return new
+
+
+def naive_logprob(model: torch.nn.Module, context: list[int], continuation: list[int]) -> float:
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([context + continuation])).logits[0].double().log_softmax(-1)
+    return sum(float(logits[len(context) + i - 1, token]) for i, token in enumerate(continuation))
+
+
+def text_model(family: str, seed: int = 0) -> PreTrainedModel:
+    """A tiny model that writes ASCII, so that its text says which tokens it chose."""
+    model = tiny_model(family, seed=seed)
+    printable = byte_tokenizer().encode("".join(map(chr, range(32, 127))))
+    others = [token for token in range(300) if token not in printable]
+    with torch.no_grad():
+        model.lm_head.weight[others] = 0.0
+    return model
+
+
+def watch(model: PreTrainedModel) -> list[tuple[int, ...]]:
+    """A list that grows by the shape of the input of every forward pass."""
+    shapes: list[tuple[int, ...]] = []
+    model.register_forward_pre_hook(
+        lambda _, __, arguments: shapes.append(tuple(arguments["input_ids"].shape)), with_kwargs=True
+    )
+    return shapes
+
+
+@pytest.mark.parametrize("family", FAMILY_NAMES)
+def test_generation_equals_decoding_one_by_one(family: str) -> None:
+    model, tokenizer = text_model(family), byte_tokenizer()
+    prompts = texts(7)
+    expected = [tokenizer.decode(naive_tokens(model, tokenizer.encode(p), 16)) for p in prompts]
+    assert len(set(expected)) == 7 and "\ufffd" not in "".join(map(str, expected))
+    for batch_size in (1, 3, 128):
+        assert HFBackend(model, tokenizer, batch_size).generate(prompts, 16) == expected
+
+
+def test_answers_end_at_the_end_token_while_others_go_on() -> None:
+    model, tokenizer = text_model("qwen3_moe"), byte_tokenizer()
+    with torch.no_grad():
+        # Makes end of text likely enough that sequences end at different steps.
+        model.lm_head.weight[256] = 1.8 * model.lm_head.weight[50]
+        model.lm_head.weight[50] = 0.0
+    prompts = texts(12, seed=3)
+    expected = [naive_tokens(model, tokenizer.encode(p), 24) for p in prompts]
+    assert len({len(tokens) for tokens in expected}) >= 4, "sequences must end at different steps"
+    shapes = watch(model)
+    answers = HFBackend(model, tokenizer).generate(prompts, 24)
+    assert answers == [tokenizer.decode(tokens) for tokens in expected]
+    batches = [shape[0] for shape in shapes]
+    assert batches[0] == 12 and batches[-1] <= 9, "finished sequences leave the batch"
+
+
+def test_stop_strings_cut_where_they_first_occur() -> None:
+    model, tokenizer = text_model("olmoe"), byte_tokenizer()
+    prompts = texts(8, seed=1)
+    free = HFBackend(model, tokenizer).generate(prompts, 40)
+    stops = [free[0][10:12], free[1][5], free[2][20:23]]
+    expected = [text[: min((text.find(s) for s in stops if s in text), default=len(text))] for text in free]
+    assert HFBackend(model, tokenizer).generate(prompts, 40, stops) == expected
+    assert sum(map(len, expected)) < sum(map(len, free))
+
+
+def test_a_stop_string_ends_the_work_too() -> None:
+    model, tokenizer = text_model("mixtral"), byte_tokenizer()
+    (free,) = HFBackend(model, tokenizer).generate(["once upon"], 40)
+    shapes = watch(model)
+    HFBackend(model, tokenizer).generate(["once upon"], 40, [free[3:6]])
+    assert len(shapes) < 12
+
+
+def test_stop_strings_over_several_tokens_and_inside_one_character() -> None:
+    tokenizer = byte_tokenizer()
+    stops = StopStrings(tokenizer, ["\n\n", "né"])
+    tokens = tokenizer.encode("a né")
+    assert [stops.reached(tokens[: i + 1]) for i in range(len(tokens))] == [False] * (len(tokens) - 1) + [
+        True
+    ]
+    tokens = tokenizer.encode("x\ny\n\n")
+    assert stops.reached(tokens) and not stops.reached(tokens[:-1])
+    assert stops.cut("x\ny\n\nz né") == "x\ny" and stops.cut("none") == "none"
+
+
+def test_log_likelihoods_equal_those_one_by_one() -> None:
+    tokenizer = byte_tokenizer()
+    contexts = [text.rstrip() for text in texts(5, seed=2)]
+    endings = texts(6, seed=5, longest=5)
+    pairs = [(contexts[i % 5], " " + endings[i % 6]) for i in range(12)] + [(contexts[0], "x"), ("", "abc")]
+    for family in FAMILY_NAMES:
+        model = tiny_model(family)
+        expected = [naive_logprob(model, tokenizer.encode(c) or [256], tokenizer.encode(t)) for c, t in pairs]
+        for batch_size in (1, 3, 128):
+            results = HFBackend(model, tokenizer, batch_size).loglikelihood(pairs)
+            assert [r.logprob for r in results] == pytest.approx(expected, abs=1e-4)
+            assert [r.tokens for r in results] == [len(tokenizer.encode(t)) for _, t in pairs]
+
+
+def test_one_context_is_computed_once_for_its_continuations() -> None:
+    model, tokenizer = tiny_model("qwen3_moe"), byte_tokenizer()
+    shapes = watch(model)
+    HFBackend(model, tokenizer).loglikelihood(
+        [("a long context " * 9 + "so", x) for x in ("abc", "de", "f", "ghij")]
+    )
+    assert sorted(shapes) == [(1, 137), (3, 3)]
+
+
+def test_spaces_after_the_context_are_scored_with_the_continuation() -> None:
+    backend = HFBackend(tiny_model("qwen3_moe"), byte_tokenizer())
+    moved, plain = backend.loglikelihood([("Answer: ", "7"), ("Answer:", " 7")])
+    assert moved == plain and plain.tokens == 2
+
+
+def test_a_context_too_long_loses_its_beginning() -> None:
+    model, tokenizer = text_model("qwen3_moe"), byte_tokenizer()
+    backend = HFBackend(model, tokenizer, max_length=16)
+    long = "abcdefghijklmnopqrstuvwxyz"
+    (result,) = backend.loglikelihood([(long, "XYZ")])
+    # 16 tokens go in; the last one scored is only predicted.
+    context = tokenizer.encode(long)[-14:]
+    assert result.logprob == pytest.approx(naive_logprob(model, context, tokenizer.encode("XYZ")), abs=1e-4)
+    (answer,) = backend.generate([long], 6)
+    assert answer == tokenizer.decode(naive_tokens(model, tokenizer.encode(long)[-10:], 6))
+
+
+@pytest.mark.parametrize("max_length", [2, 7, 16, 2048])
+def test_rolling_windows_score_every_token_but_the_first_once(max_length: int) -> None:
+    model, tokenizer = tiny_model("qwen3_moe"), byte_tokenizer()
+    documents = [*texts(2, seed=8), "x", "", "a" * 17, "ab" * 8]
+    results = HFBackend(model, tokenizer, batch_size=3, max_length=max_length).loglikelihood_rolling(
+        documents
+    )
+    for document, result in zip(documents, results, strict=True):
+        tokens = tokenizer.encode(document)
+        expected = 0.0
+        for start in range(0, max(0, len(tokens) - 1), max_length):
+            window = tokens[start : start + max_length + 1]
+            expected += naive_logprob(model, window[:1], window[1:])
+        assert result.logprob == pytest.approx(expected, abs=1e-4 * max(1, len(tokens)))
+        assert result.tokens == max(0, len(tokens) - 1)
+
+
+def test_large_vocabularies_shrink_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokenizer = tiny_model("qwen3_moe"), byte_tokenizer()
+    shapes = watch(model)
+    documents = texts(12, seed=4)
+    pairs = [(document, document) for document in documents]
+    backend = HFBackend(model, tokenizer)
+    rolling, scored = backend.loglikelihood_rolling(documents), backend.loglikelihood(pairs)
+    monkeypatch.setattr("harness.backends.hf.LOGIT_BUDGET", 300 * 100)
+    shapes.clear()
+    small = backend.loglikelihood_rolling(documents)
+    assert len(shapes) > 3 and all(n == 1 or n * width <= 100 for n, width in shapes)
+    assert [r.logprob for r in small] == pytest.approx([r.logprob for r in rolling], abs=1e-4)
+    assert [r.logprob for r in backend.loglikelihood(pairs)] == pytest.approx(
+        [r.logprob for r in scored], abs=1e-4
+    )
+
+
+def test_progress_is_shown_under_its_name(capsys: pytest.CaptureFixture[str]) -> None:
+    backend = HFBackend(tiny_model("qwen3_moe"), byte_tokenizer())
+    backend.generate(["a"], 2, progress="code: writing")
+    backend.loglikelihood([("a", "b")], progress="choices")
+    backend.loglikelihood_rolling(["ab"], progress="perplexity")
+    shown = capsys.readouterr().err
+    assert all(name in shown for name in ("code: writing", "choices", "perplexity"))
+    backend.generate(["a"], 2)
+    assert capsys.readouterr().err == ""
+
+
+def test_nothing_asked_is_nothing_answered() -> None:
+    backend = HFBackend(tiny_model("qwen3_moe"), byte_tokenizer())
+    assert backend.generate([], 4) == backend.loglikelihood([]) == backend.loglikelihood_rolling([]) == []
+
+
+def test_requests_that_cannot_be_served_say_why() -> None:
+    model, tokenizer = tiny_model("qwen3_moe"), byte_tokenizer()
+    backend = HFBackend(model, tokenizer, max_length=8)
+    with pytest.raises(WinnowError, match="max_new_tokens=8"):
+        backend.generate(["a"], 8)
+    with pytest.raises(WinnowError, match="max_new_tokens=0"):
+        backend.generate(["a"], 0)
+    with pytest.raises(WinnowError, match="longer than max_length=8"):
+        backend.loglikelihood([("a", "123456789")])
+    with pytest.raises(WinnowError, match="continuation to score is empty"):
+        backend.loglikelihood([("a", "")])
+    with pytest.raises(WinnowError, match="empty stop string"):
+        backend.generate(["a"], 2, [""])
+    with pytest.raises(WinnowError, match="batch_size=0"):
+        HFBackend(model, tokenizer, batch_size=0)
+    tokenizer.eos_token = None
+    with pytest.raises(WinnowError, match="neither"):
+        HFBackend(model, tokenizer).generate([""], 2)

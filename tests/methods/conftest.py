@@ -1,0 +1,154 @@
+"""Cases that every method is tested on: made-up tokens, and real routing of a tiny model of each family.
+
+A case holds the raw material token by token (for the brute force in the tests) beside the statistics (for
+the method), so that the two are compared without sharing any arithmetic.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+
+from harness.statistics import ExpertWeights, Statistics
+from tests.brute_force import brute_force_statistics, expert_output, routed_documents, weights_of
+from tests.tiny import FAMILY_NAMES, tiny_model
+
+DOCUMENT_LENGTHS = (33, 11, 40)
+
+
+@dataclass(frozen=True)
+class RawLayer:
+    """One layer token by token: logits (T, E), gates and indices (T, k), outputs (T, E, H)."""
+
+    logits: np.ndarray
+    gates: np.ndarray
+    indices: np.ndarray
+    outputs: np.ndarray
+
+    def routed(self, expert: int) -> list[tuple[int, float]]:
+        """(token, gate value) of every token that was routed to ``expert``."""
+        return [
+            (t, float(self.gates[t, slot]))
+            for t in range(len(self.indices))
+            for slot in range(self.indices.shape[1])
+            if self.indices[t, slot] == expert
+        ]
+
+
+@dataclass(frozen=True)
+class Case:
+    statistics: Statistics
+    raw: Mapping[int, RawLayer]
+
+    @property
+    def num_experts(self) -> int:
+        return self.statistics.num_experts
+
+
+def made_up_case(
+    seed: int, layers: tuple[int, ...] = (0, 2, 3), num_experts: int = 12, top_k: int = 3
+) -> Case:
+    """Random logits, outputs and weights of width 5, and their statistics by array expressions.
+
+    Every expert is some token's first choice, so that no saliency is 0.
+    """
+    rng = np.random.default_rng(seed)
+    raw, statistics, weights = {}, {}, {}
+    for layer in layers:
+        shape = (sum(DOCUMENT_LENGTHS), num_experts)
+        logits = rng.normal(size=shape) + 0.5 * rng.normal(size=num_experts)
+        logits[range(num_experts), range(num_experts)] = logits.max() + 0.1
+        probability = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+        indices = np.argsort(-probability, axis=1)[:, :top_k]
+        gates = np.take_along_axis(probability, indices, 1)
+        outputs = rng.normal(size=(*shape, 6)) * rng.uniform(0.5, 3, size=num_experts)[:, None]
+        raw[layer] = RawLayer(logits, gates, indices, outputs)
+        statistics[layer] = _statistics_of(raw[layer], probability)
+        for j in range(num_experts):
+            weights[layer, j] = ExpertWeights(*(rng.normal(size=s) for s in ((5, 6), (5, 6), (6, 5))))
+    made = Statistics(
+        num_experts,
+        top_k,
+        sum(DOCUMENT_LENGTHS),
+        statistics,
+        expert_weights=lambda layer, expert: weights[layer, expert],
+    )
+    return Case(made, raw)
+
+
+def _statistics_of(raw: RawLayer, probability: np.ndarray) -> dict[str, np.ndarray]:
+    gate = np.zeros_like(raw.logits)
+    np.put_along_axis(gate, raw.indices, raw.gates, 1)
+    routed = gate > 0
+    first = gate == gate.max(1, keepdims=True)
+    norm = np.linalg.norm(raw.outputs, axis=2)
+    distance = np.zeros((raw.logits.shape[1],) * 2)
+    for block in np.split(raw.logits, np.cumsum(DOCUMENT_LENGTHS)[:-1]):
+        unit = block / np.linalg.norm(block, axis=0)
+        distance += (1 - unit.T @ unit) * len(block) / len(raw.logits)
+    return {
+        "frequency": routed.sum(0).astype(float),
+        "gate_sum": gate.sum(0),
+        "router_probability_sum": probability.sum(0),
+        "top1_frequency": first.sum(0).astype(float),
+        "top1_confidence_sum": (first * probability).sum(0),
+        "ean_sum": (routed * norm).sum(0),
+        "weighted_ean_sum": (gate * norm).sum(0),
+        "max_activation": np.where(routed[:, :, None], raw.outputs, 0).max((0, 2)),
+        "output_mean": raw.outputs.mean(0),
+        "router_gram": raw.logits.T @ raw.logits,
+        "router_document_distance": distance,
+    }
+
+
+def model_case(family: str) -> Case:
+    model = tiny_model(family)
+    rng = np.random.default_rng(5)
+    documents = [rng.integers(0, 256, size=n).tolist() for n in DOCUMENT_LENGTHS]
+    statistics = brute_force_statistics(model, documents)
+    raw = {}
+    for layer, seen in routed_documents(model, documents).items():
+        experts = [weights_of(model, layer, j) for j in range(statistics.num_experts)]
+        hidden = np.concatenate([document.hidden for document in seen])
+        raw[layer] = RawLayer(
+            np.concatenate([document.logits for document in seen]),
+            np.concatenate([document.gates for document in seen]),
+            np.concatenate([document.indices for document in seen]),
+            np.array([[expert_output(w, x) for w in experts] for x in hidden]),
+        )
+    return Case(statistics, raw)
+
+
+@pytest.fixture(scope="session", params=["made_up_1", "made_up_2", *FAMILY_NAMES])
+def case(request: pytest.FixtureRequest) -> Case:
+    name = request.param
+    return made_up_case(int(name[-1])) if name.startswith("made_up") else model_case(name)
+
+
+def relabelled(statistics: Statistics, order: Mapping[int, np.ndarray]) -> Statistics:
+    """The experts in another order: the new expert i of a layer is the old ``order[layer][i]``."""
+
+    def reorder(layer: int, name: str, values: np.ndarray) -> np.ndarray:
+        values = values[order[layer]]
+        square = name in ("router_gram", "router_document_distance")
+        return values[:, order[layer]] if square else values
+
+    return replace(
+        statistics,
+        layers={
+            layer: {name: reorder(layer, name, values) for name, values in arrays.items()}
+            for layer, arrays in statistics.layers.items()
+        },
+        expert_weights=lambda layer, expert: statistics.expert_weights(layer, int(order[layer][expert])),
+    )
+
+
+def with_statistic(statistics: Statistics, layer: int, name: str, values: object) -> Statistics:
+    """A copy in which one array of one layer is replaced."""
+    arrays = dict(statistics.layers[layer]) | {name: np.array(values, dtype=float)}
+    return replace(statistics, layers=dict(statistics.layers) | {layer: arrays})
+
+
+def partition(labels: list[int]) -> set[frozenset[int]]:
+    return {frozenset(j for j, other in enumerate(labels) if other == label) for label in labels}

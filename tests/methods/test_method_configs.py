@@ -1,0 +1,110 @@
+"""What holds for every method that conf/method offers, whatever it does."""
+
+import subprocess
+import sys
+from dataclasses import FrozenInstanceError, replace
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+from harness.errors import WinnowError
+from harness.statistics import STATISTICS
+from methods.criteria import CRITERIA
+from methods.plan import CompressionPlan, identity, validate
+from tests.methods.conftest import Case, made_up_case
+
+FOLDER = Path(__file__).parents[2] / "conf" / "method"
+NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
+COMPRESSING = [name for name in NAMES if name != "none"]
+
+
+def configured(name: str, **options: object):
+    return instantiate(OmegaConf.merge(OmegaConf.load(FOLDER / f"{name}.yaml"), options))
+
+
+def test_the_list_of_methods_is_complete():
+    assert set(NAMES) == {*CRITERIA, "hc_smoe", "m_smoe", "none"}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_file_name_is_the_method_name_and_the_method_is_frozen(name: str):
+    method = configured(name)
+    assert method.name == name
+    assert method.requires <= set(STATISTICS)
+    with pytest.raises(FrozenInstanceError):
+        method.name = "other"
+
+
+def test_the_defaults_are_the_published_readings():
+    hc_smoe, m_smoe = configured("hc_smoe"), configured("m_smoe")
+    assert (hc_smoe.linkage, hc_smoe.max_group_size, hc_smoe.merge_weights) == ("average", None, "frequency")
+    assert (m_smoe.variant, m_smoe.alignment) == ("exact", "dominant")
+    for name in CRITERIA:
+        assert (configured(name).criterion, configured(name).scope) == (name, "layer")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_ratio_zero_is_the_identity_plan(case: Case, name: str):
+    decision = configured(name).decide(case.statistics, Fraction(0), seed=1)
+    assert decision.plan.layers == tuple(identity(layer, case.num_experts) for layer in case.raw)
+
+
+@pytest.mark.parametrize("name", COMPRESSING)
+def test_a_method_reads_the_statistics_it_requires_and_no_other(name: str):
+    method, full = configured(name), made_up_case(1).statistics
+    bare = {
+        layer: {key: values for key, values in arrays.items() if key in method.requires}
+        for layer, arrays in full.layers.items()
+    }
+    wanted = method.decide(full, Fraction(1, 2), seed=1).plan
+    assert method.decide(replace(full, layers=bare), Fraction(1, 2), seed=1).plan == wanted
+    for missing in method.requires:
+        less = {layer: {k: v for k, v in arrays.items() if k != missing} for layer, arrays in bare.items()}
+        with pytest.raises(WinnowError, match=f"'{missing}' of layer 0 was not collected"):
+            method.decide(replace(full, layers=less), Fraction(1, 2), seed=1)
+
+
+@pytest.mark.parametrize("name", COMPRESSING)
+def test_plans_are_valid_survive_json_and_leave_the_same_number_of_experts(case: Case, name: str):
+    for ratio in (Fraction(1, 4), Fraction(1, 2)):
+        decision = configured(name).decide(case.statistics, ratio, seed=1)
+        validate(decision.plan)
+        assert CompressionPlan.from_json(decision.plan.to_json()) == decision.plan
+        assert (decision.saliency is None) != (decision.groups is None)
+        left = sum(len(plan.experts) for plan in decision.plan.layers)
+        assert left == (case.num_experts - int(case.num_experts * ratio)) * len(case.raw)
+
+
+@pytest.mark.parametrize("name", COMPRESSING)
+def test_too_high_a_ratio_is_refused_with_the_largest_that_works(name: str):
+    with pytest.raises(WinnowError, match="largest ratio that works is 0.75"):
+        configured(name).decide(made_up_case(1).statistics, Fraction(5, 6), seed=0)
+    with pytest.raises(WinnowError, match="outside"):
+        configured(name).decide(made_up_case(1).statistics, Fraction(1), seed=0)
+
+
+def test_options_change_what_is_decided():
+    statistics = made_up_case(1).statistics
+
+    def plan(name: str, **options: object):
+        return configured(name, **options).decide(statistics, Fraction(1, 2), seed=0).plan
+
+    assert plan("reap") != plan("reap", scope="global")
+    assert plan("hc_smoe") != plan("hc_smoe", linkage="complete")
+    assert plan("hc_smoe") != plan("hc_smoe", max_group_size=2)
+    assert plan("hc_smoe") != plan("hc_smoe", merge_weights="uniform")
+    assert plan("m_smoe") != plan("m_smoe", variant="reap_repo")
+    assert plan("m_smoe") != plan("m_smoe", alignment="none")
+
+
+def test_the_baseline_refuses_a_ratio():
+    with pytest.raises(WinnowError, match=r"removes nothing: use ratio=0 \(it was 0.25\)"):
+        configured("none").decide(made_up_case(1).statistics, Fraction(1, 4), seed=0)
+
+
+def test_methods_need_no_torch():
+    code = "import sys, methods.pruning, methods.hc_smoe, methods.m_smoe; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=FOLDER.parents[1], check=False).returncode == 0

@@ -1,0 +1,39 @@
+"""A backend that answers from a script, for tests of tasks: no model behind it."""
+
+from collections.abc import Callable, Sequence
+
+from tasks.protocol import LogLikelihood
+
+
+class ScriptedBackend:
+    """Writes ``write(prompt)``, and scores with ``score(context, continuation)`` nats, a token a word."""
+
+    name = "scripted"
+
+    def __init__(
+        self,
+        write: Callable[[str], str] = lambda prompt: "",
+        score: Callable[[str, str], float] = lambda context, continuation: 0.0,
+    ) -> None:
+        self.write, self.score = write, score
+        self.calls: list[tuple[str, int]] = []
+        self.stop: tuple[str, ...] = ()
+
+    def generate(
+        self, prompts: Sequence[str], max_new_tokens: int, stop: Sequence[str] = (), progress: str = ""
+    ) -> list[str]:
+        self.calls.append((progress, len(prompts)))
+        self.stop = tuple(stop)
+        answers = []
+        for prompt in prompts:
+            text = self.write(prompt)
+            answers.append(text[: min((text.find(s) for s in stop if s in text), default=len(text))])
+        return answers
+
+    def loglikelihood(self, pairs: Sequence[tuple[str, str]], progress: str = "") -> list[LogLikelihood]:
+        self.calls.append((progress, len(pairs)))
+        return [LogLikelihood(self.score(*pair), max(1, len(pair[1].split()))) for pair in pairs]
+
+    def loglikelihood_rolling(self, texts: Sequence[str], progress: str = "") -> list[LogLikelihood]:
+        self.calls.append((progress, len(texts)))
+        return [LogLikelihood(self.score("", text), max(0, len(text.split()) - 1)) for text in texts]
