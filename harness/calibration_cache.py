@@ -122,9 +122,7 @@ _MANIFEST_FIELDS = ("num_experts", "top_k", "n_group", "sequences", "tokens", "s
 
 
 def _save(folder: Path, collected: Collected, key_parts: Mapping[str, Any]) -> None:
-    arrays = {
-        f"{layer}/{name}": value for layer, named in collected.layers.items() for name, value in named.items()
-    }
+    arrays = {f"{layer}/{name}": value for layer, named in collected.layers.items() for name, value in named.items()}
     # The manifest comes last and names the arrays' hash, so a write that stops in between is found out.
     packed: Any = arrays  # numpy's stubs take keyword arrays for its other options
     _write(folder / "statistics.npz", lambda file: np.savez_compressed(file, **packed))

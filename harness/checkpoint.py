@@ -27,9 +27,7 @@ from harness.statistics import ExpertWeights
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 SECTION = "winnow"
-DOWN = (
-    2  # place of the down matrix in Family.expert_tensors; its channels are columns, those of the others rows
-)
+DOWN = 2  # place of the down matrix in Family.expert_tensors; its channels are columns, those of the others rows
 
 
 class CheckpointReader:
@@ -48,9 +46,7 @@ class CheckpointReader:
                 # safe_open compares the file's length with its header, so a truncated shard is found here
                 self._handles[path] = safe_open(path, framework="pt")
             except (SafetensorError, OSError, ValueError) as error:
-                raise WinnowError(
-                    f"{path} is truncated or not a safetensors file ({error}): fetch it again"
-                ) from error
+                raise WinnowError(f"{path} is truncated or not a safetensors file ({error}): fetch it again") from error
             self._file |= dict.fromkeys(self._handles[path].keys(), path)
 
     def names(self) -> list[str]:
@@ -85,9 +81,7 @@ def _weight_files(folder: Path) -> list[Path]:
         raise WinnowError(f"{index} is not a valid index of shards: {error!r}") from error
     for path in files:
         if not path.is_file():
-            raise WinnowError(
-                f"shard {path.name} is missing from {folder}, though {INDEX} names it: fetch it again"
-            )
+            raise WinnowError(f"shard {path.name} is missing from {folder}, though {INDEX} names it: fetch it again")
     return files
 
 
@@ -115,13 +109,9 @@ def layer_layouts(config: Mapping[str, Any], family: Family) -> dict[int, LayerL
         moe_layers = family.moe_layers(config)
         if SECTION not in config:
             count = family.num_experts(config)
-            return dict.fromkeys(
-                moe_layers, LayerLayout(count, int(config[family.width_key]), tuple(range(count)))
-            )
+            return dict.fromkeys(moe_layers, LayerLayout(count, int(config[family.width_key]), tuple(range(count))))
         if config[SECTION]["version"] != 1:
-            raise WinnowError(
-                f"config.json: layout version {config[SECTION]['version']} is newer than this winnow"
-            )
+            raise WinnowError(f"config.json: layout version {config[SECTION]['version']} is newer than this winnow")
         stored = config[SECTION]["layers"]
         layouts = {
             layer: LayerLayout(
@@ -135,9 +125,7 @@ def layer_layouts(config: Mapping[str, Any], family: Family) -> dict[int, LayerL
         raise WinnowError(f"config.json does not describe a complete model: {error!r}") from error
     for layer, layout in layouts.items():
         if set(layout.route) != set(range(layout.experts)):
-            raise WinnowError(
-                f"config.json: the route of layer {layer} does not fit its {layout.experts} experts"
-            )
+            raise WinnowError(f"config.json: the route of layer {layer} does not fit its {layout.experts} experts")
     return layouts
 
 

@@ -230,9 +230,7 @@ def _format(template: str, row: Mapping[str, Any], path: str) -> str:
     try:
         return template.format(**row)
     except (KeyError, IndexError) as error:
-        raise WinnowError(
-            f"corpus {path}: template needs column {error}; columns: {', '.join(row)}"
-        ) from error
+        raise WinnowError(f"corpus {path}: template needs column {error}; columns: {', '.join(row)}") from error
 
 
 def _turns(chat: Mapping[str, str], row: Mapping[str, Any], path: str) -> list[dict[str, Any]]:
@@ -283,9 +281,7 @@ def tokenize(
     encoded = _encode([_text(d, tokenizer, chat_template) for d in documents], tokenizer)
     tokens = [(ids, d.source) for ids, d in zip(encoded, documents, strict=True) if ids]
     if not tokens:
-        raise WinnowError(
-            f"the calibration corpus is empty: none of its {len(documents)} documents has a token"
-        )
+        raise WinnowError(f"the calibration corpus is empty: none of its {len(documents)} documents has a token")
     if len(tokens) < len(documents):
         log.warning(
             "%d of %d calibration documents are empty and left out",

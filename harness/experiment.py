@@ -53,6 +53,7 @@ class Cell:
 
     config: dict[str, Any]
     description: dict[str, Any]
+    baseline: dict[str, Any]
     model: Path
     fingerprint: str
     method: Any
@@ -79,9 +80,7 @@ def prepare(config: DictConfig) -> Cell:
     family = family_of(model_config)
     check_checkpoint(folder, family, model_config)
     n_group = int(model_config.get(family.n_group_key) or 1) if family.n_group_key else 1
-    ratio = method.check(
-        family.num_experts(model_config), int(model_config[family.top_k_key]), n_group, config.ratio
-    )
+    ratio = method.check(family.num_experts(model_config), int(model_config[family.top_k_key]), n_group, config.ratio)
     fingerprint = model_fingerprint(folder)
     calibration = plain["calibration"] if method.requires else {"name": "none"}
     description = {
@@ -101,7 +100,10 @@ def prepare(config: DictConfig) -> Cell:
         "layout": config.layout,
     }
     description["id"] = cell_id(description, identity)
-    return Cell(plain, description, folder, fingerprint, method, ratio)
+    baseline = description | {"method": "none", "ratio": 0.0, "calibration": "none", "seed": 0}
+    baseline["id"] = cell_id(baseline | {"id": ""}, {key: identity[key] for key in ("model", "suite")})
+    description["baseline"] = baseline["id"]
+    return Cell(plain, description, baseline, folder, fingerprint, method, ratio)
 
 
 def run_cell(config: DictConfig, in_sweep: bool = False, artifacts_in_output_dir: bool = False) -> Record:
@@ -130,9 +132,7 @@ def run_cell(config: DictConfig, in_sweep: bool = False, artifacts_in_output_dir
     return record
 
 
-def _compute(
-    config: DictConfig, cell: Cell, folder: Path, root: Path, in_sweep: bool
-) -> tuple[Record, list[Sample]]:
+def _compute(config: DictConfig, cell: Cell, folder: Path, root: Path, in_sweep: bool) -> tuple[Record, list[Sample]]:
     clock = Clock()
     with clock.stage("calibration"):
         statistics, collected, fingerprints = _statistics(config, cell, root, in_sweep)
@@ -140,9 +140,7 @@ def _compute(
         decision = cell.method.decide(statistics, cell.ratio, config.seed)
     write_files(_decision_files(decision, cell.method.name, folder))
     with clock.stage("apply"):
-        applied = apply_plan(
-            cell.model, decision.plan, folder / "checkpoint", config.layout, progress=config.progress
-        )
+        applied = apply_plan(cell.model, decision.plan, folder / "checkpoint", config.layout, progress=config.progress)
     scores, samples = evaluate(config, folder / "checkpoint", clock)
     before = {key.removesuffix("_before"): value for key, value in applied.items() if key.endswith("_before")}
     whole = all(new is not None for layer in decision.plan.layers for new in layer.route)
@@ -171,7 +169,12 @@ def _statistics(
     tokenizer = load_tokenizer(cell.model)
     documents = load_documents(settings.corpus)
     sequences = tokenize(
-        documents, tokenizer, settings.max_length, settings.packing, settings.chat_template, settings.max_blocks
+        documents,
+        tokenizer,
+        settings.max_length,
+        settings.packing,
+        settings.chat_template,
+        settings.max_blocks,
     )
     statistics, collected = calibrate(
         cell.model,
@@ -211,7 +214,7 @@ def evaluate(config: DictConfig, checkpoint: Path, clock: Clock) -> tuple[list[S
             config.backend.open, folder=str(checkpoint), dtype=config.model.dtype, device=config.model.device
         )
     for name, node in config.suite.tasks.items():
-        task = instantiate(node)
+        task = instantiate(node, _convert_="all")
         with clock.stage(f"task_{name}"):
             result = task.run_on(samples) if hasattr(task, "run_on") else task.run(backend)
         scores += result.scores
@@ -222,21 +225,15 @@ def evaluate(config: DictConfig, checkpoint: Path, clock: Clock) -> tuple[list[S
 def _baseline(config: DictConfig, cell: Cell, root: Path, tracker: Any) -> Record:
     """The uncompressed model's record: computed once for a model, suite and backend, by whoever comes first."""
     store = RecordStore(root, "baseline")
-    description = {key: cell.description[key] for key in ("model", "suite", "backend")}
-    description |= {"method": "none", "ratio": 0.0, "calibration": "none", "seed": 0}
-    identity = {"fingerprint": cell.fingerprint, "dtype": config.model.dtype, "suite": cell.config["suite"]}
-    description["id"] = cell_id(description, identity)
-    with store.claim(description["id"]) as ours:
+    with store.claim(cell.baseline["id"]) as ours:
         if not ours:
-            return store.read(description["id"])
+            return store.read(cell.baseline["id"])
         log.info("evaluating the uncompressed model once for all cells")
         clock = Clock()
         scores, samples = evaluate(config, cell.model, clock)
         stored = checkpoint_sizes(cell.model)
         sizes = _sizes(stored, stored, "plain", expandable=True)
-        record = _record(
-            replace(cell, description=description), clock, scores, sizes, {"model": cell.fingerprint}
-        )
+        record = _record(replace(cell, description=cell.baseline), clock, scores, sizes, {"model": cell.fingerprint})
         store.write(record, samples)
         if tracker is not None:
             tracker.log_cell(record, samples, root.name)
@@ -289,7 +286,9 @@ def _sizes(stored: dict[str, Any], before: dict[str, Any], layout: str, expandab
         "layout": layout,
         **{name: stored[key] for name, key in names.items()},
         **{f"baseline_{name}": before[key] for name, key in names.items()},
-        "expanded_weights_bytes": (before if compact else stored)["weight_bytes"] if expandable or not compact else None,
+        "expanded_weights_bytes": (before if compact else stored)["weight_bytes"]
+        if expandable or not compact
+        else None,
         "expanded_parameters": (before if compact else stored)["parameters"] if expandable or not compact else None,
     }
 

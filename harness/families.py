@@ -67,7 +67,11 @@ class Family:
 FAMILIES: dict[str, Family] = {
     family.model_type: family
     for family in (
-        Family("qwen3_moe", "qwen3_moe.modeling_qwen3_moe.Qwen3MoeDecoderLayer", "softmax, renormalised by config"),
+        Family(
+            "qwen3_moe",
+            "qwen3_moe.modeling_qwen3_moe.Qwen3MoeDecoderLayer",
+            "softmax, renormalised by config",
+        ),
         Family(
             "olmoe",
             "olmoe.modeling_olmoe.OlmoeDecoderLayer",

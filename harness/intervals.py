@@ -94,10 +94,7 @@ def bootstrap_geometric_mean(
 
     The documents of each domain are resampled among themselves, each with a seed of its own.
     """
-    logs = [
-        _log_perplexities(nll, tokens, seed + i, resamples)
-        for i, (nll, tokens) in enumerate(domains.values())
-    ]
+    logs = [_log_perplexities(nll, tokens, seed + i, resamples) for i, (nll, tokens) in enumerate(domains.values())]
     return _percentiles(np.exp(np.mean(logs, axis=0)), confidence)
 
 

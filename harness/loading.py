@@ -28,12 +28,7 @@ def resolve_checkpoint(path_or_hub_id: str | Path) -> Path:
     if folder.is_dir():
         return folder
     name = str(path_or_hub_id)
-    if (
-        isinstance(path_or_hub_id, Path)
-        or folder.exists()
-        or name.startswith((".", "/", "~"))
-        or name.count("/") > 1
-    ):
+    if isinstance(path_or_hub_id, Path) or folder.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise WinnowError(f"no model at {name}: there is no such folder")
     try:
         return Path(snapshot_download(name, allow_patterns=_NEEDED))
@@ -44,9 +39,7 @@ def resolve_checkpoint(path_or_hub_id: str | Path) -> Path:
         raise WinnowError(f"model '{name}' is neither a local folder nor a name on the hub") from error
     except LocalEntryNotFoundError as error:
         advice = "give a local folder, or fetch it where there is a network and HF_HUB_OFFLINE is not set"
-        raise WinnowError(
-            f"model '{name}' is not a local folder and the hub is out of reach: {advice}"
-        ) from error
+        raise WinnowError(f"model '{name}' is not a local folder and the hub is out of reach: {advice}") from error
     except Exception as error:  # the hub's client passes on whatever its HTTP library and the disk raise
         raise WinnowError(f"model '{name}' cannot be fetched: {_first_line(error)}") from error
 
@@ -85,9 +78,7 @@ def load_model(
     for fault in ("missing_keys", "mismatched_keys", "unexpected_keys", "error_msgs"):
         if report[fault]:
             some = ", ".join(str(key) for key in sorted(report[fault], key=str)[:3])
-            raise WinnowError(
-                f"{folder} does not fit its config.json: {len(report[fault])} {fault}, such as {some}"
-            )
+            raise WinnowError(f"{folder} does not fit its config.json: {len(report[fault])} {fault}, such as {some}")
     for layer, layout in layouts.items():
         if not layout.is_direct:
             block = model.get_submodule(family.block.format(layer=layer))

@@ -144,9 +144,7 @@ class LayerRecorder:
         self._add_outputs(expert, layout.source[token], gate, output)
         if "output_mean" in self.statistics:
             self._add_all_activations(hidden[layout.real] if layout.padded else hidden)
-        weighted = (
-            output.mul_(gate.unsqueeze(1)) if gate.dtype == output.dtype else output * gate.unsqueeze(1)
-        )
+        weighted = output.mul_(gate.unsqueeze(1)) if gate.dtype == output.dtype else output * gate.unsqueeze(1)
         unsorted = weighted.new_zeros(positions * top_k, weighted.shape[1])
         unsorted[order] = weighted
         result = unsorted.view(positions, top_k, -1).sum(1).to(hidden.dtype)
@@ -221,9 +219,7 @@ class LayerRecorder:
 
     def _by_expert(self, expert: Tensor, values: Tensor) -> Tensor:
         """(S,) values summed by expert, (E,) float64."""
-        return torch.zeros(self.num_experts, dtype=torch.float64, device=values.device).index_add_(
-            0, expert, values
-        )
+        return torch.zeros(self.num_experts, dtype=torch.float64, device=values.device).index_add_(0, expert, values)
 
     def _add(self, name: str, value: Tensor) -> None:
         if name in self.statistics:
@@ -235,18 +231,14 @@ class LayerRecorder:
         return self.layout
 
 
-def _activations(
-    experts: Any, x: Tensor, ends: Tensor, rows: Tensor | slice, which: slice = slice(None)
-) -> Tensor:
+def _activations(experts: Any, x: Tensor, ends: Tensor, rows: Tensor | slice, which: slice = slice(None)) -> Tensor:
     """Activations before the down projection of the rows of ``x``, sorted by expert: group g ends at
     ``ends[g]``.
 
     ``which`` are the experts that take part; ``rows`` picks each row's bias among them.
     """
     bias = experts.gate_up_proj_bias[which][rows] if experts.has_bias else None
-    return experts._apply_gate(
-        _grouped_linear(x, experts.gate_up_proj[which], ends, bias, experts.is_transposed)
-    )
+    return experts._apply_gate(_grouped_linear(x, experts.gate_up_proj[which], ends, bias, experts.is_transposed))
 
 
 def _down(experts: Any, activations: Tensor, ends: Tensor, rows: Tensor) -> Tensor:
@@ -270,9 +262,7 @@ def recording(
             recorder = LayerRecorder(layer, experts, statistics, num_sources)
             recorders.append(recorder)
             router = block.get_submodule(family.router)
-            stack.callback(
-                router.register_forward_hook(partial(_route, recorder, family.router_output)).remove
-            )
+            stack.callback(router.register_forward_hook(partial(_route, recorder, family.router_output)).remove)
             stack.callback(_restore_forward, experts, vars(experts).get("forward"))
             experts.forward = recorder.experts_forward  # type: ignore[method-assign]
         yield recorders
@@ -285,8 +275,6 @@ def _restore_forward(experts: nn.Module, own: Any) -> None:
         experts.forward = own  # type: ignore[method-assign]
 
 
-def _route(
-    recorder: LayerRecorder, names: tuple[str, ...], module: nn.Module, args: Any, output: Any
-) -> None:
+def _route(recorder: LayerRecorder, names: tuple[str, ...], module: nn.Module, args: Any, output: Any) -> None:
     named = dict(zip(names, output, strict=True))
     recorder.add_routing(named["logits"], named["gates"], named["indices"])

@@ -124,9 +124,7 @@ def _stored_layers(
 ) -> dict[int, _StoredLayer]:
     named = sorted(layer.layer for layer in plan.layers)
     if named != sorted(old):
-        raise WinnowError(
-            f"the plan is for layers {named}, but the MoE layers of the model are {sorted(old)}"
-        )
+        raise WinnowError(f"the plan is for layers {named}, but the MoE layers of the model are {sorted(old)}")
     by_index = sorted(plan.layers, key=lambda layer: layer.layer)
     return {layer.layer: _stored_layer(layer, old[layer.layer], top_k, expanded) for layer in by_index}
 
@@ -163,9 +161,7 @@ def _check_expert(expert: "NewExpert", where: str, old: LayerLayout) -> None:
         if not math.isfinite(source.weight):
             raise WinnowError(f"{where}: the weight of old expert {source.expert} is {source.weight}")
         if source.permutation is not None and sorted(source.permutation) != list(range(old.width)):
-            raise WinnowError(
-                f"{where}: old expert {source.expert} has no permutation of {old.width} channels"
-            )
+            raise WinnowError(f"{where}: old expert {source.expert} has no permutation of {old.width} channels")
     channels = expert.channels
     if channels is not None and (not channels or len(set(channels)) < len(channels)):
         raise WinnowError(f"{where}: no channel is kept, or one is kept twice")

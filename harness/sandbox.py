@@ -172,8 +172,7 @@ def _outcome(answer: bytes, code: int, limits: Limits, calls: int) -> Outcome:
         if "error" in data:
             return Outcome("error", detail=str(data["error"])[:200])
         outputs = [
-            decode(item["value"]) if "value" in item else Failed(str(item["failed"])[:200])
-            for item in data["outputs"]
+            decode(item["value"]) if "value" in item else Failed(str(item["failed"])[:200]) for item in data["outputs"]
         ]
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return Outcome("crashed", detail="the result is not in the form of one")
@@ -216,6 +215,4 @@ def capabilities() -> tuple[str, ...]:
     try:
         return tuple(json.loads(answer)["layers"])
     except (ValueError, KeyError) as error:
-        raise WinnowError(
-            f"the sandbox for generated code does not start here (exit status {code})"
-        ) from error
+        raise WinnowError(f"the sandbox for generated code does not start here (exit status {code})") from error

@@ -127,21 +127,26 @@ def _mount_scratch(libc: Any, scratch: str, limits: dict[str, int]) -> bool:
     return libc.mount(b"tmpfs", scratch.encode(), b"tmpfs", safe, options) == 0
 
 
+def _open_to_others(path: str) -> bool:
+    """Whether another user may pass through the folder and all those above it."""
+    above = os.path.dirname(path)
+    return bool(os.stat(path).st_mode & 1) and (above == path or _open_to_others(above))
+
+
 def _reach_library(libc: Any, place: str, may_mount: bool) -> bool:
     """Whether nobody can import the library; that of root's own Python is bound to ``place`` for it."""
     library = os.path.dirname(os.path.realpath(os.__file__))
-    folders = [library]
-    while folders[-1] != os.path.dirname(folders[-1]):
-        folders.append(os.path.dirname(folders[-1]))
-    if os.getuid() != 0 or all(os.stat(folder).st_mode & 1 for folder in folders):
+    if os.getuid() != 0 or _open_to_others(library):
         return True
     bind = 1 << 12
-    if not may_mount or libc.mount(library.encode(), place.encode(), None, bind, None) != 0:
+    if (
+        not may_mount
+        or not _open_to_others(place)
+        or libc.mount(library.encode(), place.encode(), None, bind, None) != 0
+    ):
         return False
     for paths in [sys.path, *(m.__path__ for m in sys.modules.values() if hasattr(m, "__path__"))]:
-        paths[:] = [
-            place + path.removeprefix(library) if path.startswith(library) else path for path in paths
-        ]
+        paths[:] = [place + path.removeprefix(library) if path.startswith(library) else path for path in paths]
     sys.path_importer_cache.clear()
     return True
 
@@ -151,8 +156,8 @@ def _landlock_abi(libc: Any) -> int:
     return int(libc.syscall(444, None, ctypes.c_size_t(0), 1))
 
 
-def _restrict_files(libc: Any, scratch: str) -> bool:
-    """Landlock: read the standard library and system libraries, write below the scratch folder, no more."""
+def _restrict_files(libc: Any) -> bool:
+    """Landlock: read the standard library and system libraries, write below the working folder, no more."""
     abi = _landlock_abi(libc)
     if abi < 1:
         return False
@@ -168,7 +173,7 @@ def _restrict_files(libc: Any, scratch: str) -> bool:
     libraries |= {"/usr/lib", "/usr/lib64", "/lib", "/lib64", "/usr/share/zoneinfo"}
     rules = {path: read_file | read_folder for path in libraries}
     rules |= dict.fromkeys(("/etc/ld.so.cache", "/etc/localtime", "/dev/urandom"), read_file)
-    rules |= {os.devnull: read_file | write_file, scratch: everything & ~execute & ~device_control}
+    rules |= {os.devnull: read_file | write_file, os.curdir: everything & ~execute & ~device_control}
     for path, allowed in rules.items():
         with contextlib.suppress(OSError):
             place = os.open(path, os.O_PATH | os.O_CLOEXEC)
@@ -275,7 +280,7 @@ def _lock_in(libc: Any, request: dict[str, Any], scratch: str) -> list[str]:
         if libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0:
             layers.append("no_new_privileges")
     layers += _limit_resources(limits)
-    if libc is not None and _restrict_files(libc, scratch):
+    if libc is not None and _restrict_files(libc):
         layers.append("landlock")
     if libc is not None and _filter_syscalls(libc):
         layers.append("seccomp")

@@ -90,17 +90,13 @@ class RecordStore:
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
             if data["version"] > RECORD_VERSION:
-                raise WinnowError(
-                    f"the record {path} was written by a newer version of winnow: update winnow"
-                )
+                raise WinnowError(f"the record {path} was written by a newer version of winnow: update winnow")
             return Record.from_json(data)
         except OSError as error:
             raise WinnowError(f"cannot read the record {path}: {error.strerror or error}") from error
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             reason = f"{type(error).__name__}: {error}"
-            raise WinnowError(
-                f"the record {path} is damaged ({reason}): delete it and run its cell again"
-            ) from error
+            raise WinnowError(f"the record {path} is damaged ({reason}): delete it and run its cell again") from error
 
     def read_table(self, cell: str, columns: Sequence[str] | None = None) -> pa.Table | None:
         """The samples of a cell as an Arrow table, or None where its parquet file is not kept."""
@@ -110,9 +106,7 @@ class RecordStore:
         try:
             return pq.read_table(path, columns=None if columns is None else list(columns))
         except (OSError, pa.ArrowException) as error:
-            raise WinnowError(
-                f"the samples {path} are damaged: delete the file, or run its cell again"
-            ) from error
+            raise WinnowError(f"the samples {path} are damaged: delete the file, or run its cell again") from error
 
     def read_samples(self, cell: str) -> list[Sample] | None:
         table = self.read_table(cell)
@@ -194,19 +188,13 @@ def _umask() -> int:
 
 def _write_error(folder: Path, error: OSError) -> WinnowError:
     if error.errno in _FULL:
-        return WinnowError(
-            f"no space left to write in {folder}: free some and run again (finished cells are kept)"
-        )
-    return WinnowError(
-        f"cannot write in {folder}: {error.strerror or error}: choose a folder that you may write to"
-    )
+        return WinnowError(f"no space left to write in {folder}: free some and run again (finished cells are kept)")
+    return WinnowError(f"cannot write in {folder}: {error.strerror or error}: choose a folder that you may write to")
 
 
 def _to_parquet(samples: Sequence[Sample]) -> bytes:
     columns: dict[str, list[Any]] = {
-        name: [getattr(sample, name) for sample in samples]
-        for name in SAMPLE_SCHEMA.names
-        if name != "detail"
+        name: [getattr(sample, name) for sample in samples] for name in SAMPLE_SCHEMA.names if name != "detail"
     }
     columns["detail"] = [json.dumps(sample.detail, default=_plain) for sample in samples]
     sink = pa.BufferOutputStream()

@@ -36,9 +36,7 @@ class SweepNotes(Callback):
 def count_jobs(overrides: list[str]) -> int:
     """Jobs of the grid that the overrides span; of two for the same key the later counts."""
     parsed = {o.get_key_element(): o for o in OverridesParser.create().parse_overrides(overrides)}
-    return math.prod(
-        len(list(o.sweep_iterator())) if o.is_sweep_override() else 1 for o in parsed.values()
-    )
+    return math.prod(len(list(o.sweep_iterator())) if o.is_sweep_override() else 1 for o in parsed.values())
 
 
 def job_count(root: Path) -> int:

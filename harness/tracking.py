@@ -82,8 +82,7 @@ class WandbTracker:
                     run.log({"generations": wandb.Table(columns=list(GENERATION_COLUMNS), data=rows)})
         except (wandb.Error, OSError) as error:
             raise WinnowError(
-                f"tracking=wandb failed on {record.cell['id']}, whose record is stored: "
-                f"{_one_line(error)}: {_ADVICE}"
+                f"tracking=wandb failed on {record.cell['id']}, whose record is stored: {_one_line(error)}: {_ADVICE}"
             ) from error
 
 

@@ -18,8 +18,6 @@ def align_channels(reference: ExpertWeights, member: ExpertWeights) -> tuple[int
     gate, up, down = (m.astype(np.float64) for m in (reference.gate, reference.up, reference.down))
     similarity = gate @ member.gate.T + up @ member.up.T + down.T @ member.down
     if not np.isfinite(similarity).all():
-        raise WinnowError(
-            "channels cannot be aligned: an expert's weights are NaN or infinite; check the checkpoint"
-        )
+        raise WinnowError("channels cannot be aligned: an expert's weights are NaN or infinite; check the checkpoint")
     _, order = linear_sum_assignment(similarity, maximize=True)
     return tuple(int(channel) for channel in order)

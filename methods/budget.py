@@ -19,9 +19,7 @@ def parse_ratio(ratio: str | float | Fraction) -> Fraction:
             f"ratio '{ratio}' is not a number: give a decimal or a fraction, such as 0.25 or 1/3"
         ) from None
     if not 0 <= exact < 1:
-        raise WinnowError(
-            f"ratio {ratio} is outside [0, 1): it is the share of the experts that goes, such as 0.25"
-        )
+        raise WinnowError(f"ratio {ratio} is outside [0, 1): it is the share of the experts that goes, such as 0.25")
     return exact
 
 
@@ -70,8 +68,7 @@ def kept_experts(num_experts: int, top_k: int, ratio: str | float | Fraction, n_
         nearest = [k for k in fitting if k > kept][:1] + [k for k in fitting if k < kept][-1:]
         ratios = " and ".join(as_decimal(num_experts - k, num_experts) for k in nearest)
         raise WinnowError(
-            f"{leaves}, which the router's {n_group} groups cannot share evenly; "
-            f"the nearest ratios that fit: {ratios}"
+            f"{leaves}, which the router's {n_group} groups cannot share evenly; the nearest ratios that fit: {ratios}"
         )
     return kept
 

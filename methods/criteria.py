@@ -81,9 +81,7 @@ def weight_norm(experts: Iterable[ExpertWeights]) -> np.ndarray:
 
     The experts of a layer are consumed one after another, so that a lazy iterable holds one at a time.
     """
-    squares = [
-        sum(float(np.sum(np.square(m, dtype=np.float64))) for m in (e.gate, e.up, e.down)) for e in experts
-    ]
+    squares = [sum(float(np.sum(np.square(m, dtype=np.float64))) for m in (e.gate, e.up, e.down)) for e in experts]
     return np.sqrt(np.array(squares))
 
 

@@ -66,9 +66,7 @@ class NoCompression:
     def check(self, num_experts: int, top_k: int, n_group: int, ratio: str | float | Fraction) -> Fraction:
         exact = parse_ratio(ratio)
         if exact != 0:
-            raise WinnowError(
-                f"method '{self.name}' removes nothing: use ratio=0 (it was {as_written(exact)})"
-            )
+            raise WinnowError(f"method '{self.name}' removes nothing: use ratio=0 (it was {as_written(exact)})")
         return exact
 
     def decide(self, statistics: Statistics, ratio: Fraction, seed: int) -> Decision:
@@ -107,10 +105,7 @@ def statistic(statistics: Statistics, layer: int, name: str) -> np.ndarray:
 
 def warn_of_never_routed(statistics: Statistics, consequence: str) -> None:
     """One warning with the number of experts that no calibration token was routed to, if there are any."""
-    counts = {
-        layer: int((statistic(statistics, layer, "frequency") == 0).sum())
-        for layer in sorted(statistics.layers)
-    }
+    counts = {layer: int((statistic(statistics, layer, "frequency") == 0).sum()) for layer in sorted(statistics.layers)}
     never = sum(counts.values())
     if never:
         where = ", ".join(str(layer) for layer, count in counts.items() if count)

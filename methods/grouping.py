@@ -94,9 +94,7 @@ def _agglomerate_limited(features: np.ndarray, groups: int, linkage: str, limit:
         packing = None
         while packing is None:
             a, b = (int(i) for i in np.unravel_index(np.argmin(candidates), candidates.shape))
-            assert np.isfinite(candidates[a, b]), (
-                "a packing has a bin with two clusters while there are too many"
-            )
+            assert np.isfinite(candidates[a, b]), "a packing has a bin with two clusters while there are too many"
             candidates[a, b] = np.inf
             packing = _packing_after(clusters, bins, a, b, groups, limit)
         bins = packing

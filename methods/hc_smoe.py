@@ -42,9 +42,7 @@ class HCSMoE:
         check_option(self.name, "merge_weights", self.merge_weights, MERGE_WEIGHTS)
         size = self.max_group_size
         if size is not None and (type(size) is not int or size < 1):
-            raise WinnowError(
-                f"method '{self.name}': max_group_size must be a whole number of at least 1, not {size}"
-            )
+            raise WinnowError(f"method '{self.name}': max_group_size must be a whole number of at least 1, not {size}")
 
     @property
     def requires(self) -> frozenset[str]:
@@ -60,9 +58,7 @@ class HCSMoE:
         count = kept_experts(statistics.num_experts, statistics.top_k, ratio, statistics.n_group)
         layers = sorted(statistics.layers)
         groups = {
-            layer: agglomerate(
-                statistic(statistics, layer, "output_mean"), count, self.linkage, self.max_group_size
-            )
+            layer: agglomerate(statistic(statistics, layer, "output_mean"), count, self.linkage, self.max_group_size)
             for layer in layers
         }
         if self.merge_weights == "frequency":

@@ -71,9 +71,7 @@ class MSMoE:
             plans.append(merge_groups(layer, groups[layer], frequency[layer], permutations))
         return Decision(CompressionPlan(tuple(plans)), groups=groups)
 
-    def _permutations(
-        self, statistics: Statistics, layer: int, leader: list[int]
-    ) -> dict[int, tuple[int, ...]]:
+    def _permutations(self, statistics: Statistics, layer: int, leader: list[int]) -> dict[int, tuple[int, ...]]:
         """Member -> its channels in its dominant's order; holds one dominant's weights at a time."""
         if self.alignment == "none":
             return {}
@@ -95,9 +93,7 @@ def choose_dominants(frequency: Mapping[int, np.ndarray], total: int) -> dict[in
     share = {}
     for layer, values in frequency.items():
         if values.sum() <= 0:
-            raise WinnowError(
-                f"statistic 'frequency' of layer {layer} is 0 for every expert: no token was routed"
-            )
+            raise WinnowError(f"statistic 'frequency' of layer {layer} is 0 for every expert: no token was routed")
         share[layer] = values / values.sum()
     dominants = {layer: [int(np.argmax(values))] for layer, values in share.items()}
     others = sorted(

@@ -78,7 +78,10 @@ def _layer_to_json(layer: LayerPlan) -> dict[str, Any]:
     return {
         "layer": layer.layer,
         "experts": [
-            {"sources": [source(s) for s in e.sources], "channels": None if e.channels is None else list(e.channels)}
+            {
+                "sources": [source(s) for s in e.sources],
+                "channels": None if e.channels is None else list(e.channels),
+            }
             for e in layer.experts
         ],
         "route": list(layer.route),
@@ -123,7 +126,9 @@ def prune(layer: int, num_experts: int, kept: Iterable[int]) -> LayerPlan:
     kept = sorted(kept)
     position = {old: new for new, old in enumerate(kept)}
     return LayerPlan(
-        layer, tuple(NewExpert((Source(old),)) for old in kept), tuple(position.get(j) for j in range(num_experts))
+        layer,
+        tuple(NewExpert((Source(old),)) for old in kept),
+        tuple(position.get(j) for j in range(num_experts)),
     )
 
 

@@ -38,12 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         "winnow-report", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "folder", metavar="FOLDER", type=Path, help="the output_dir of a sweep, e.g. results/demo"
-    )
-    parser.add_argument(
-        "--out", metavar="DIR", type=Path, default=None, help="where to write (default: FOLDER/report)"
-    )
+    parser.add_argument("folder", metavar="FOLDER", type=Path, help="the output_dir of a sweep, e.g. results/demo")
+    parser.add_argument("--out", metavar="DIR", type=Path, default=None, help="where to write (default: FOLDER/report)")
     options = parser.parse_args(arguments)
     try:
         report = write_report(options.folder, options.out or options.folder / "report")
@@ -95,9 +91,7 @@ def _opening(panels: Sequence[Panel]) -> str:
     baselines = sum(panel.baseline is not None for panel in panels)
     names = "; ".join(dict.fromkeys(_panel_name(panel) for panel in panels))
     plural = "" if baselines == 1 else "s"
-    text = (
-        f"Computed from the records of {cells} cells and {baselines} uncompressed baseline{plural}: {names}."
-    )
+    text = f"Computed from the records of {cells} cells and {baselines} uncompressed baseline{plural}: {names}."
     if baselines < len(panels):
         text += " Where there is no baseline, no differences are shown."
     return text
@@ -112,12 +106,7 @@ def _corpus_title(corpus: str) -> str:
 
 
 def _tables(tables: Sequence[Table | None], level: str = "### ") -> list[str]:
-    return [
-        line
-        for table in tables
-        if table is not None
-        for line in (level + table.title, "", to_markdown(table))
-    ]
+    return [line for table in tables if table is not None for line in (level + table.title, "", to_markdown(table))]
 
 
 def _figure(contents: dict[Path, bytes], out: Path, name: str, figure: figures.Figure | None) -> list[str]:

@@ -85,9 +85,7 @@ def expert_usage(usage: Usage) -> Figure:
     across = min(3, len(table))
     down = -(-len(table) // across)
     with matplotlib.rc_context(_STYLE | {"axes.grid": False}):
-        figure = Figure(
-            figsize=(_WIDTH, 0.7 + down * max(1.1, 0.4 + 0.08 * len(layers))), layout="constrained"
-        )
+        figure = Figure(figsize=(_WIDTH, 0.7 + down * max(1.1, 0.4 + 0.08 * len(layers))), layout="constrained")
         grid = figure.subplots(down, across, squeeze=False, sharex=True, sharey=True)
         highest = max(2.0, *(float(np.nanmax(values)) for values in table.values()))
         image = None
@@ -123,9 +121,7 @@ def corpus_by_domain(results: Results, method: str) -> Figure | None:
     if len(corpora) < 2 or not blocks:
         return None
     at = {(row.ratio, row.calibration): row for row in rows}
-    with matplotlib.rc_context(
-        _STYLE | {"axes.grid": False, "axes.spines.top": True, "axes.spines.right": True}
-    ):
+    with matplotlib.rc_context(_STYLE | {"axes.grid": False, "axes.spines.top": True, "axes.spines.right": True}):
         height = 0.9 + len(ratios) * (0.35 + 0.2 * len(corpora))
         figure = Figure(figsize=(_WIDTH, height), layout="constrained")
         grid = figure.subplots(len(ratios), len(blocks), squeeze=False, sharex="col", sharey=True)
@@ -148,9 +144,7 @@ def _draw_lines(axes: Axes, results: Results, rows: Sequence[Row], measure: Meas
     found = None if baseline is None else results.get(baseline, measure)
     if found is not None:
         axes.axhline(100 * found.estimate.value, color="#777777", linewidth=1.2, label="baseline", zorder=1)
-        axes.axhspan(
-            100 * found.estimate.low, 100 * found.estimate.high, color="#777777", alpha=0.15, linewidth=0
-        )
+        axes.axhspan(100 * found.estimate.low, 100 * found.estimate.high, color="#777777", alpha=0.15, linewidth=0)
     # Neighbours a little apart, so that intervals do not hide each other.
     gap = min(0.05, 0.4 * min(np.diff(ratios), default=0.125)) / max(1, len(methods) - 1)
     looks = zip(itertools.cycle(COLOURS), itertools.cycle(_MARKERS), strict=False)
@@ -217,9 +211,7 @@ def _draw_block(
             red, green, blue, _ = colours(norm(value))
             dark = 0.3 * red + 0.59 * green + 0.11 * blue < 0.5
             text = f"{_short(value)}×" if are_ratios else f"{value:.0f}"
-            axes.text(
-                across, down, text, ha="center", va="center", fontsize=7, color="white" if dark else "black"
-            )
+            axes.text(across, down, text, ha="center", va="center", fontsize=7, color="white" if dark else "black")
         names = [measure.label.replace("multiple choice", "choice") for measure in measures]
         axes.set_xticks(range(len(names)), names, rotation=45, ha="right", rotation_mode="anchor")
         axes.set_yticks(range(len(corpora)), corpora)

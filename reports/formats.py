@@ -109,6 +109,4 @@ def format_list(names: Sequence[str]) -> str:
 
 
 def _tex(text: str) -> str:
-    return "".join(
-        _LATEX.get(letter, letter) for letter in text.replace("Δ", r"$\Delta$").replace("^6", "$^6$")
-    )
+    return "".join(_LATEX.get(letter, letter) for letter in text.replace("Δ", r"$\Delta$").replace("^6", "$^6$"))

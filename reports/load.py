@@ -123,9 +123,7 @@ def _baseline_of(record: Record, baselines: Sequence[Record]) -> Record | None:
 
     def agreement(baseline: Record) -> int:
         same_model = record.fingerprints.get("model") == baseline.fingerprints.get("model")
-        sections = [
-            record.config.get(name) == baseline.config.get(name) for name in ("suite", "backend", "model")
-        ]
+        sections = [record.config.get(name) == baseline.config.get(name) for name in ("suite", "backend", "model")]
         return 4 * same_model + sum(sections)
 
     fitting = [baseline for baseline in baselines if _panel_key(baseline) == _panel_key(record)]
@@ -188,9 +186,7 @@ def _labels(records: Sequence[Record]) -> dict[str, str]:
         names = {name for flat in settings for name in flat if len({str(f.get(name)) for f in settings}) > 1}
         if len({tuple(str(flat.get(name)) for name in sorted(names)) for flat in settings}) < len(members):
             ids = " and ".join(member.cell["id"] for member in members)
-            raise WinnowError(
-                f"{ids} have the same settings: remove one, or keep them in folders of their own"
-            )
+            raise WinnowError(f"{ids} have the same settings: remove one, or keep them in folders of their own")
         telling[method] |= names
     return {record.cell["id"]: _label(record, sorted(telling[record.cell["method"]])) for record in records}
 

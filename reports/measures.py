@@ -63,9 +63,7 @@ def main_measures(records: Sequence[Record]) -> list[Measure]:
 def domain_measures(records: Iterable[Record], whole: Measure) -> list[Measure]:
     """One measure a domain of a task, in the usual order, then by name."""
     task, metric = whole.parts[0].task, whole.parts[0].metric
-    found = {
-        s.domain for record in records for s in record.scores if (s.task, s.metric) == (task, metric)
-    } - {""}
+    found = {s.domain for record in records for s in record.scores if (s.task, s.metric) == (task, metric)} - {""}
     ordered = [name for name in _DOMAINS if name in found] + sorted(found - set(_DOMAINS))
     return [
         Measure(

@@ -105,9 +105,7 @@ class Items:
         return Items(*(getattr(self, name)[mask] for name in ("task", "domain", "item", "score", "weight")))
 
     def same_items(self, other: "Items") -> bool:
-        return all(
-            np.array_equal(getattr(self, name), getattr(other, name)) for name in ("domain", "item", "weight")
-        )
+        return all(np.array_equal(getattr(self, name), getattr(other, name)) for name in ("domain", "item", "weight"))
 
 
 def find_score(record: Record, part: Part) -> Score | None:
@@ -237,9 +235,7 @@ def _resampled(kind: str, part: Part, items: Items, score: Score | None) -> np.n
         [items.domain == name for name in np.unique(items.domain)],
     )
     for strata in (pooled, by_domain):
-        recomputed = _average(
-            kind, [_statistic(kind, items, mask, np.ones((1, mask.sum()))) for mask in strata]
-        )[0]
+        recomputed = _average(kind, [_statistic(kind, items, mask, np.ones((1, mask.sum()))) for mask in strata])[0]
         if np.isclose(recomputed, score.value, rtol=1e-6, atol=1e-9):
             times = [
                 _times_drawn(f"{part.task}/{part.domain}/{number}/{len(strata)}", int(mask.sum()))

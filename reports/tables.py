@@ -158,9 +158,7 @@ def to_csv(all_results: Sequence[Results]) -> str:
         "difference_high",
         "difference_paired",
     )
-    measures = list(
-        {m.name: m for results in all_results for m in main_measures(_records(results.panel))}.values()
-    )
+    measures = list({m.name: m for results in all_results for m in main_measures(_records(results.panel))}.values())
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(
@@ -219,11 +217,7 @@ def _best(
         by_ratio: dict[float, list[tuple[float, int]]] = {}
         for place, row in enumerate(rows):
             result = results.get(row, measure)
-            if (
-                row is not results.panel.baseline
-                and result is not None
-                and not math.isnan(result.estimate.value)
-            ):
+            if row is not results.panel.baseline and result is not None and not math.isnan(result.estimate.value):
                 by_ratio.setdefault(row.ratio, []).append((result.estimate.value, place))
         for values in by_ratio.values():
             best = (max if measure.higher_is_better else min)(value for value, _ in values)

@@ -33,9 +33,7 @@ def relative_usage(usage: Usage) -> dict[str, np.ndarray]:
     width = max(len(counts) for of_source in usage.values() for counts in of_source.values())
     table = {source: np.full((len(layers), width), np.nan) for source in usage}
     for place, layer in enumerate(layers):
-        shares = {
-            source: _share(of_source[layer]) for source, of_source in usage.items() if layer in of_source
-        }
+        shares = {source: _share(of_source[layer]) for source, of_source in usage.items() if layer in of_source}
         order = np.argsort(-sum(shares.values()), kind="stable")
         for source, share in shares.items():
             table[source][place, : len(share)] = share[order] * len(share)
@@ -49,9 +47,7 @@ def layer_names(usage: Usage) -> list[str]:
 def top_quarter_share(of_source: dict[str, np.ndarray]) -> float:
     """The share of routed tokens that the most used quarter of a layer's experts takes, mean over layers."""
     return float(
-        np.mean(
-            [np.sort(_share(counts))[::-1][: max(1, len(counts) // 4)].sum() for counts in of_source.values()]
-        )
+        np.mean([np.sort(_share(counts))[::-1][: max(1, len(counts) // 4)].sum() for counts in of_source.values()])
     )
 
 
@@ -64,9 +60,7 @@ def half_overlap(usage: Usage) -> dict[tuple[str, str], float]:
     for one, other in combinations(usage, 2):
         shared = [layer for layer in usage[one] if layer in usage[other]]
         if shared:
-            halves = [
-                (_most_used_half(usage[one][layer]), _most_used_half(usage[other][layer])) for layer in shared
-            ]
+            halves = [(_most_used_half(usage[one][layer]), _most_used_half(usage[other][layer])) for layer in shared]
             overlap[(one, other)] = float(np.mean([len(a & b) / len(a | b) for a, b in halves]))
     return overlap
 

@@ -73,8 +73,6 @@ class CodeTask:
                 "depth": problem.meta["depth"],
             }
             samples.append(
-                Sample(
-                    self.name, problem.id, float(passed == tests), domain="code", output=answer, detail=detail
-                )
+                Sample(self.name, problem.id, float(passed == tests), domain="code", output=answer, detail=detail)
             )
         return TaskResult([share_score(self.name, "pass@1", [sample.score for sample in samples])], samples)

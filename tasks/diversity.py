@@ -38,8 +38,7 @@ def distinct(texts: Sequence[str], n: int) -> tuple[float, list[float]] | None:
     holders = Counter(gram for count in counts for gram in count)
     total = sum(count.total() for count in counts)
     left_out = [
-        (len(holders) - sum(holders[gram] == 1 for gram in count)) / (total - count.total())
-        for count in counts
+        (len(holders) - sum(holders[gram] == 1 for gram in count)) / (total - count.total()) for count in counts
     ]
     return len(holders) / total, left_out
 
@@ -85,6 +84,4 @@ class DiversityTask:
         values = {str(n): value for n in self.orders if (value := diversity(sample.output, n)) is not None}
         if not values:
             return None
-        return Sample(
-            self.name, sample.item, sum(values.values()) / len(values), domain=sample.task, detail=values
-        )
+        return Sample(self.name, sample.item, sum(values.values()) / len(values), domain=sample.task, detail=values)

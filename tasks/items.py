@@ -19,9 +19,7 @@ GENERATORS = {"code": code, "math": word_problems, "writing": writing, "knowledg
 PATIENCE = 20_000
 
 
-def first_distinct(
-    stream: Iterable[T], items: int, key: Callable[[T], Hashable], source: str
-) -> tuple[T, ...]:
+def first_distinct(stream: Iterable[T], items: int, key: Callable[[T], Hashable], source: str) -> tuple[T, ...]:
     """The first ``items`` of ``stream`` that differ by ``key``; WinnowError where there are not as many."""
     if items < 1:
         raise WinnowError(f"items={items}: a task needs at least one evaluation item")
@@ -34,9 +32,7 @@ def first_distinct(
             return tuple(found.values())
         if repeats > PATIENCE:
             break
-    raise WinnowError(
-        f"items={items}: {source} has only {len(found)} different evaluation items; ask for fewer"
-    )
+    raise WinnowError(f"items={items}: {source} has only {len(found)} different evaluation items; ask for fewer")
 
 
 @lru_cache(maxsize=32)

@@ -61,6 +61,4 @@ class MathTask:
             detail = {"given": given, "expected": expected, "steps": problem.meta["steps"]}
             score = float(is_equal(given, expected))
             samples.append(Sample(self.name, problem.id, score, domain="math", output=answer, detail=detail))
-        return TaskResult(
-            [share_score(self.name, "exact_match", [sample.score for sample in samples])], samples
-        )
+        return TaskResult([share_score(self.name, "exact_match", [sample.score for sample in samples])], samples)

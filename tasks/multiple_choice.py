@@ -48,9 +48,7 @@ class MultipleChoiceTask:
     name: str = "multiple_choice"
 
     def run(self, backend: Backend) -> TaskResult:
-        questions = [
-            q for domain in self.domains for q in evaluation_questions(domain, self.items, self.seed)
-        ]
+        questions = [q for domain in self.domains for q in evaluation_questions(domain, self.items, self.seed)]
         pairs = [(question.question, text) for question in questions for text in question.choices]
         results = backend.loglikelihood(pairs, progress=f"{self.name}: scoring")
         require_finite(results, self.name)

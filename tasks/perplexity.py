@@ -29,10 +29,7 @@ def documents(domain: str, items: int, seed: int) -> tuple[tuple[str, str], ...]
     if domain != REAL:
         return tuple((problem.id, problem.text) for problem in evaluation_problems(domain, items, seed))
     wanted = max(2, items // REAL_SHARE)
-    kinds = [
-        _spread(real_text.held_out_documents(kind, "evaluation"), (wanted + 1) // 2)
-        for kind in real_text.KINDS
-    ]
+    kinds = [_spread(real_text.held_out_documents(kind, "evaluation"), (wanted + 1) // 2) for kind in real_text.KINDS]
     texts = [text for text in chain.from_iterable(zip_longest(*kinds)) if text is not None][:wanted]
     return tuple((f"{REAL}-{hashlib.sha256(text.encode()).hexdigest()[:12]}", text) for text in texts)
 
@@ -61,12 +58,8 @@ class PerplexityTask:
         unknown = set(self.domains) - set(DOMAINS)
         if unknown or not self.domains:
             raise WinnowError(f"unknown text {', '.join(sorted(unknown))!r}; known: {', '.join(DOMAINS)}")
-        texts = [
-            (domain, *item) for domain in self.domains for item in documents(domain, self.items, self.seed)
-        ]
-        results = backend.loglikelihood_rolling(
-            [text for *_, text in texts], progress=f"{self.name}: scoring"
-        )
+        texts = [(domain, *item) for domain in self.domains for item in documents(domain, self.items, self.seed)]
+        results = backend.loglikelihood_rolling([text for *_, text in texts], progress=f"{self.name}: scoring")
         require_finite(results, self.name)
         # A document of one token has nothing to predict.
         samples = [
@@ -81,9 +74,7 @@ class PerplexityTask:
             )
             for domain in self.domains
         }
-        return TaskResult(
-            [self._overall(by_domain), *(self._score(d, *v) for d, v in by_domain.items())], samples
-        )
+        return TaskResult([self._overall(by_domain), *(self._score(d, *v) for d, v in by_domain.items())], samples)
 
     def _score(self, domain: str, nll: list[float], tokens: list[float]) -> Score:
         low, high = intervals.bootstrap_perplexity(nll, tokens, self.seed)

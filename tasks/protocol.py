@@ -4,15 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from harness.backends import LogLikelihood
 from harness.records import Sample, Score
-
-
-@dataclass(frozen=True)
-class LogLikelihood:
-    """``logprob``: natural log-probability summed over the ``tokens`` tokens of the continuation."""
-
-    logprob: float
-    tokens: int
 
 
 class Backend(Protocol):

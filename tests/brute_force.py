@@ -85,9 +85,7 @@ def brute_force_statistics(model: PreTrainedModel, documents: list[list[int]]) -
     )
 
 
-def _layer_statistics(
-    model: PreTrainedModel, layer: int, seen: list[RoutedDocument]
-) -> dict[str, np.ndarray]:
+def _layer_statistics(model: PreTrainedModel, layer: int, seen: list[RoutedDocument]) -> dict[str, np.ndarray]:
     num_experts = seen[0].logits.shape[1]
     weights = []
     for j in range(num_experts):
@@ -123,9 +121,7 @@ def _layer_statistics(
     return total
 
 
-def _add_token(
-    total: dict[str, np.ndarray], weights: list[ExpertWeights], document: RoutedDocument, t: int
-) -> None:
+def _add_token(total: dict[str, np.ndarray], weights: list[ExpertWeights], document: RoutedDocument, t: int) -> None:
     x, logits = document.hidden[t], document.logits[t]
     chosen = {int(j): float(g) for j, g in zip(document.indices[t], document.gates[t], strict=True)}
     exponentials = [math.exp(r - max(logits)) for r in logits]

@@ -169,9 +169,7 @@ class HFBackend:
                 # Padding on the right and causal attention: no token sees any, so no mask is needed.
                 inputs, _ = self._pad_right([tokens[:-1] for _, tokens in batch])
                 logits = self.model(input_ids=inputs, use_cache=False).logits
-                for (i, _), part in zip(
-                    batch, _gather(logits, [tokens[1:] for _, tokens in batch]), strict=True
-                ):
+                for (i, _), part in zip(batch, _gather(logits, [tokens[1:] for _, tokens in batch]), strict=True):
                     logprobs[i] += float(part.double().sum())
                     counts[i] += len(part)
                 bar.update(len(batch))
@@ -182,9 +180,7 @@ class HFBackend:
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
         if not texts:
             return []
-        encoded: list[list[int]] = self.tokenizer(list(texts), add_special_tokens=False, verbose=False)[
-            "input_ids"
-        ]
+        encoded: list[list[int]] = self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
         return encoded
 
     def _decode(self, prompt: list[int], tokens: list[int]) -> str:
@@ -201,9 +197,7 @@ class HFBackend:
         for token in (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id):
             if token is not None:
                 return int(token)
-        raise WinnowError(
-            "an empty context needs a beginning- or end-of-text token, and the tokenizer has neither"
-        )
+        raise WinnowError("an empty context needs a beginning- or end-of-text token, and the tokenizer has neither")
 
     def _requests(self, pairs: Sequence[tuple[str, str]]) -> Iterator[_Request]:
         contexts = [context.rstrip() for context, _ in pairs]
@@ -260,9 +254,7 @@ class HFBackend:
 
     # The model
 
-    def _forward(
-        self, ids: Tensor, mask: Tensor | None, positions: Tensor, cache: DynamicCache, last: bool
-    ) -> Tensor:
+    def _forward(self, ids: Tensor, mask: Tensor | None, positions: Tensor, cache: DynamicCache, last: bool) -> Tensor:
         logits: Tensor = self.model(
             input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True,
             logits_to_keep=1 if last else 0,
@@ -277,9 +269,7 @@ class HFBackend:
         return cache, mask, self._forward(ids, mask, positions, cache, last=True)[:, -1]
 
     @torch.inference_mode()
-    def _continue(
-        self, prompts: list[list[int]], max_new: int, stops: StopStrings, bar: Any
-    ) -> list[list[int]]:
+    def _continue(self, prompts: list[list[int]], max_new: int, stops: StopStrings, bar: Any) -> list[list[int]]:
         """The tokens that greedy decoding adds to each prompt, without end-of-text tokens."""
         cache, prompt_mask, logits = self._start(prompts)
         width = prompt_mask.shape[1]
@@ -306,9 +296,7 @@ class HFBackend:
                 cache.batch_select_indices(keep)
                 chosen, mask, positions = chosen[keep], mask[keep], positions[keep]
                 rows, running = [rows[i] for i in keep.tolist()], [True] * active
-            logits = self._forward(chosen[:, None], mask[:, : width + step], positions, cache, last=True)[
-                :, -1
-            ]
+            logits = self._forward(chosen[:, None], mask[:, : width + step], positions, cache, last=True)[:, -1]
             positions = positions + 1
         return written
 
@@ -357,8 +345,6 @@ def _gather(logits: Tensor, targets: Sequence[Sequence[int]]) -> list[Tensor]:
     ]
 
 
-def open_checkpoint(
-    folder: str, dtype: str, device: Any, batch_size: int, max_length: int | None
-) -> HFBackend:
+def open_checkpoint(folder: str, dtype: str, device: Any, batch_size: int, max_length: int | None) -> HFBackend:
     """The backend of ``backend=hf``: the model and tokenizer in ``folder``. Raises WinnowError as they do."""
     return HFBackend(load_model(folder, dtype, device), load_tokenizer(folder), batch_size, max_length)

@@ -65,12 +65,8 @@ def peak_megabytes(run: Callable[[], None]) -> float:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description="Time and memory of a calibration pass against the plain forward."
-    )
-    parser.add_argument(
-        "--repeats", type=int, default=5, help="interleaved repeats; the medians are compared"
-    )
+    parser = argparse.ArgumentParser(description="Time and memory of a calibration pass against the plain forward.")
+    parser.add_argument("--repeats", type=int, default=5, help="interleaved repeats; the medians are compared")
     repeats = parser.parse_args().repeats
     model = random_model()
     ids = np.random.default_rng(0).integers(0, _VOCABULARY, (_SEQUENCES, _LENGTH))
@@ -81,9 +77,7 @@ def main() -> int:
             model.base_model(input_ids=torch.from_numpy(ids), use_cache=False)
 
     def calibration(names: frozenset[str]) -> Callable[[], None]:
-        return lambda: void(
-            collect(model, sequences, FAMILIES["qwen3_moe"], names, _SEQUENCES, progress=False)
-        )
+        return lambda: void(collect(model, sequences, FAMILIES["qwen3_moe"], names, _SEQUENCES, progress=False))
 
     work = {"plain": plain, "pruning": calibration(PRUNING), "everything": calibration(frozenset(STATISTICS))}
     plain()  # touches the weights for the first time
@@ -96,9 +90,7 @@ def main() -> int:
             seconds[name].append(time.perf_counter() - started)
     median = {name: statistics.median(values) for name, values in seconds.items()}
     print(f"plain forward: {median['plain']:.2f} s (median of {repeats}, {torch.get_num_threads()} threads)")
-    print(
-        f"peak memory of the process, MB: {', '.join(f'{name} {peak:.0f}' for name, peak in peaks.items())}"
-    )
+    print(f"peak memory of the process, MB: {', '.join(f'{name} {peak:.0f}' for name, peak in peaks.items())}")
     passed = [
         report(
             "pruning statistics, time",
@@ -112,12 +104,8 @@ def main() -> int:
             MAX_EVERYTHING_RATIO,
             "x plain forward",
         ),
-        report(
-            "peak memory, pruning", peaks["pruning"] - peaks["plain"], MAX_EXTRA_MEGABYTES, "MB above plain"
-        ),
-        report(
-            "peak memory, all", peaks["everything"] - peaks["plain"], MAX_EXTRA_MEGABYTES, "MB above plain"
-        ),
+        report("peak memory, pruning", peaks["pruning"] - peaks["plain"], MAX_EXTRA_MEGABYTES, "MB above plain"),
+        report("peak memory, all", peaks["everything"] - peaks["plain"], MAX_EXTRA_MEGABYTES, "MB above plain"),
     ]
     return 0 if all(passed) else 1
 

@@ -8,90 +8,22 @@ import argparse
 import csv
 import json
 import os
-import random
 import tempfile
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from itertools import islice
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from hydra.utils import get_method
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.nn import functional as F
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast, Qwen3MoeConfig, Qwen3MoeForCausalLM
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from harness.reference import MODEL_FOLDER
+from harness.reference.data import Batch, Recipe, attention_mask, chunk_rows, collate, train_tokenizer
 from harness.reference.experts import routed_experts
-
-# A space goes with the letter run, symbol run or single digit that follows it; a line break with its indentation.
-WORDS = r"\n[ ]*| ?\d| ?\p{L}[\p{L}_]*| ?[^\s\p{L}\d]+|\s+"
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Everything that decides what the model becomes."""
-
-    vocab_size: int = 2048
-    hidden_size: int = 128
-    num_layers: int = 4
-    num_experts: int = 128
-    top_k: int = 8
-    expert_width: int = 32
-    balance: float = 0.001
-    tokens: int = 15_000_000
-    step_tokens: int = 8192
-    max_length: int = 320
-    learning_rate: float = 3e-3
-    warmup: float = 0.02
-    decay: float = 0.3
-    weight_decay: float = 0.1
-    prompt_weight: float = 0.25
-    shares: tuple[tuple[str, float], ...] = (
-        ("code", 0.22), ("math", 0.38), ("writing", 0.12), ("knowledge", 0.14), ("real_text", 0.14),
-    )  # fmt: skip
-    chunk_tokens: int = 500_000
-    seed: int = 0
-
-
-def training_documents(domain: str, seed: int) -> Iterator[tuple[str, str]]:
-    return get_method("tasks.reference.corpus.training_documents")(domain, seed)
-
-
-def train_tokenizer(recipe: Recipe) -> PreTrainedTokenizerFast:
-    """Byte-level BPE whose numbers are written digit by digit, learned on a sample of every domain."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(WORDS), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    sample = [
-        prompt + answer
-        for domain, share in recipe.shares
-        for prompt, answer in islice(training_documents(domain, recipe.seed), int(4_000 * (0.5 + share)))
-    ]
-    tokenizer.train_from_iterator(
-        sample,
-        trainers.BpeTrainer(
-            vocab_size=recipe.vocab_size,
-            special_tokens=["<|endoftext|>", "<|pad|>"],
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        ),
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        eos_token="<|endoftext|>",
-        pad_token="<|pad|>",
-        clean_up_tokenization_spaces=False,
-    )
 
 
 def build_model(recipe: Recipe) -> Qwen3MoeForCausalLM:
@@ -104,7 +36,8 @@ def build_model(recipe: Recipe) -> Qwen3MoeForCausalLM:
             num_attention_heads=recipe.hidden_size // 32,
             num_key_value_heads=recipe.hidden_size // 64,
             head_dim=32,
-            intermediate_size=4 * recipe.hidden_size,
+            intermediate_size=recipe.dense_width,
+            mlp_only_layers=list(recipe.dense_layers),
             moe_intermediate_size=recipe.expert_width,
             num_experts=recipe.num_experts,
             num_experts_per_tok=recipe.top_k,
@@ -119,90 +52,6 @@ def build_model(recipe: Recipe) -> Qwen3MoeForCausalLM:
     ALL_EXPERTS_FUNCTIONS.register("cache_sized", routed_experts)
     model.set_experts_implementation("cache_sized")
     return model
-
-
-@dataclass(frozen=True)
-class Document:
-    ids: list[int]
-    prompt_length: int
-    domain: int
-
-
-def chunk_rows(tokenizer: PreTrainedTokenizerFast, recipe: Recipe, chunk: int) -> list[list[Document]]:
-    """About ``chunk_tokens`` tokens of fresh documents in the recipe's shares, packed into rows of ``max_length``."""
-    documents: list[Document] = []
-    for domain, (name, share) in enumerate(recipe.shares):
-        seen = 0
-        stream = training_documents(name, recipe.seed + 1 + chunk)
-        while seen < share * recipe.chunk_tokens:
-            pairs = list(islice(stream, 256))
-            prompts = tokenizer([p for p, _ in pairs], add_special_tokens=False)["input_ids"]
-            answers = tokenizer([a for _, a in pairs], add_special_tokens=False)["input_ids"]
-            for prompt, answer in zip(prompts, answers, strict=True):
-                ids = (prompt + answer + [tokenizer.eos_token_id])[: recipe.max_length]
-                documents.append(Document(ids, min(len(prompt), len(ids)), domain))
-                seen += len(ids)
-    rng = random.Random(f"rows-{recipe.seed}-{chunk}")
-    rng.shuffle(documents)
-    rows = [
-        row for i in range(0, len(documents), 400) for row in pack(documents[i : i + 400], recipe.max_length)
-    ]
-    rng.shuffle(rows)
-    return rows
-
-
-def pack(documents: list[Document], length: int) -> list[list[Document]]:
-    """First-fit decreasing: rows of whole documents, each row at most ``length`` tokens."""
-    rows: list[list[Document]] = []
-    free: list[int] = []
-    for document in sorted(documents, key=lambda d: -len(d.ids)):
-        size = len(document.ids)
-        row = next((i for i, room in enumerate(free) if room >= size), None)
-        if row is None:
-            rows.append([])
-            free.append(length)
-            row = len(rows) - 1
-        rows[row].append(document)
-        free[row] -= size
-    return rows
-
-
-@dataclass(frozen=True)
-class Batch:
-    """``weights`` is the loss weight of predicting the token at its place, 0 for first tokens and padding."""
-
-    ids: torch.Tensor
-    positions: torch.Tensor
-    segments: torch.Tensor
-    weights: torch.Tensor
-    domains: torch.Tensor
-
-
-def collate(rows: list[list[Document]], recipe: Recipe, pad: int) -> Batch:
-    shape = (len(rows), recipe.max_length)
-    batch = Batch(
-        torch.full(shape, pad), torch.zeros(shape, dtype=torch.long), torch.full(shape, -1), torch.zeros(shape),
-        torch.zeros(shape, dtype=torch.long),
-    )  # fmt: skip
-    for r, row in enumerate(rows):
-        start = 0
-        for number, document in enumerate(row):
-            size = len(document.ids)
-            place = (r, slice(start, start + size))
-            batch.ids[place] = torch.tensor(document.ids)
-            batch.positions[place] = torch.arange(size)
-            batch.segments[place] = number
-            batch.domains[place] = document.domain
-            batch.weights[r, start + 1 : start + size] = 1.0
-            batch.weights[r, start + 1 : start + document.prompt_length] = recipe.prompt_weight
-            start += size
-    return batch
-
-
-def attention_mask(segments: torch.Tensor) -> torch.Tensor:
-    """(B, 1, S, S) boolean: a token sees itself and the earlier tokens of its own document."""
-    same = segments[:, :, None] == segments[:, None, :]
-    return (same & torch.ones(same.shape[1:], dtype=torch.bool).tril())[:, None]
 
 
 def balance_loss(logits: torch.Tensor, top_k: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -225,8 +74,7 @@ def losses(
     )
     real = batch.segments.flatten() >= 0
     balance = [
-        balance_loss(logits.reshape(-1, recipe.num_experts)[real], recipe.top_k)
-        for logits in output.router_logits
+        balance_loss(logits.reshape(-1, recipe.num_experts)[real], recipe.top_k) for logits in output.router_logits
     ]
     logits = model.lm_head(output.last_hidden_state[:, :-1])
     token_loss = F.cross_entropy(logits.flatten(0, 1).float(), batch.ids[:, 1:].flatten(), reduction="none")
@@ -301,6 +149,7 @@ def train_worker(rank: int, workers: int, rendezvous: str, recipe: Recipe, place
     each other once a step and not once an operation.
     """
     torch.set_num_threads(1)
+    parent = os.getppid()
     dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=workers)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(places.state_dir / "tokenizer")
     model = build_model(recipe)
@@ -327,19 +176,17 @@ def train_worker(rank: int, workers: int, rendezvous: str, recipe: Recipe, place
 
     rows_per_step = recipe.step_tokens // recipe.max_length
     names = [name for name, _ in recipe.shares]
-    bar = tqdm(
-        total=recipe.tokens, initial=int(state["tokens"]), unit="tok", unit_scale=True, disable=rank > 0
-    )
+    bar = tqdm(total=recipe.tokens, initial=int(state["tokens"]), unit="tok", unit_scale=True, disable=rank > 0)
     last_save, step = time.monotonic(), 0
     logged = StepLog.empty(recipe)
     while state["tokens"] < recipe.tokens:
         rows = chunk_rows(tokenizer, recipe, int(state["chunk"]))
         while state["row"] < len(rows) and state["tokens"] < recipe.tokens:
+            if os.getppid() != parent:
+                raise SystemExit("the training's main process is gone")  # a killed run must not write on
             started = time.monotonic()
             first = int(state["row"])
-            batch = collate(
-                rows[first : first + rows_per_step][rank::workers], recipe, tokenizer.pad_token_id
-            )
+            batch = collate(rows[first : first + rows_per_step][rank::workers], recipe, tokenizer.pad_token_id)
             rate = learning_rate(recipe, int(state["tokens"]))
             for group in optimizer.param_groups:
                 group["lr"] = rate
@@ -383,8 +230,8 @@ def train_worker(rank: int, workers: int, rendezvous: str, recipe: Recipe, place
 
 @dataclass
 class StepLog:
-    """Counts of some steps in one flat vector, so that workers can add them up: tokens, loss and number of answer tokens
-    by domain, load (layers x experts)."""
+    """Counts of some steps in one flat vector, so that workers can add them up: tokens, loss and number of answer
+    tokens by domain, load (layers x experts)."""
 
     values: torch.Tensor
     domains: int
@@ -392,8 +239,8 @@ class StepLog:
 
     @staticmethod
     def empty(recipe: Recipe) -> "StepLog":
-        size = 1 + 2 * len(recipe.shares) + recipe.num_layers * recipe.num_experts
-        return StepLog(torch.zeros(size, dtype=torch.float64), len(recipe.shares), recipe.num_layers)
+        size = 1 + 2 * len(recipe.shares) + recipe.moe_layers * recipe.num_experts
+        return StepLog(torch.zeros(size, dtype=torch.float64), len(recipe.shares), recipe.moe_layers)
 
     @staticmethod
     def of(token_loss: torch.Tensor, batch: Batch, load: torch.Tensor, real: torch.Tensor) -> "StepLog":
@@ -419,11 +266,16 @@ class StepLog:
         return dict(zip(names, (loss / count).tolist(), strict=True)) | routing_statistics(load)
 
 
-def train(recipe: Recipe, places: Places, workers: int) -> None:
+def prepare(recipe: Recipe, places: Places) -> None:
+    """Make the folders and, at the first start, the tokenizer."""
     for folder in (places.state_dir, places.log_dir):
         folder.mkdir(parents=True, exist_ok=True)
     if not (places.state_dir / "tokenizer" / "tokenizer.json").exists():
         train_tokenizer(recipe).save_pretrained(places.state_dir / "tokenizer")
+
+
+def train(recipe: Recipe, places: Places, workers: int) -> None:
+    prepare(recipe, places)
     with tempfile.TemporaryDirectory() as folder:
         mp.spawn(train_worker, (workers, os.path.join(folder, "rendezvous"), recipe, places), nprocs=workers)
 
@@ -431,6 +283,10 @@ def train(recipe: Recipe, places: Places, workers: int) -> None:
 def export(model: Qwen3MoeForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
     """Write the model in bf16 and its tokenizer in the hub layout."""
     model.to(torch.bfloat16).save_pretrained(out)
+    config = json.loads((out / "config.json").read_text())
+    # Published Qwen3-MoE configs name the number of experts num_experts; transformers 5 writes the other name only.
+    config["num_experts"] = config["num_local_experts"]
+    (out / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     tokenizer.save_pretrained(out)
 
 
@@ -454,16 +310,11 @@ def _cut_curve(path: Path, tokens: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m harness.reference.train", description=__doc__)
     parser.add_argument("--out", type=Path, default=MODEL_FOLDER, help="where the finished model goes")
-    parser.add_argument(
-        "--state-dir", type=Path, default=Path("results/reference_model/state"), help="to resume from"
-    )
-    parser.add_argument(
-        "--log-dir", type=Path, default=Path("results/reference_model"), help="loss curve, recipe"
-    )
+    parser.add_argument("--state-dir", type=Path, default=Path("results/reference_model/state"), help="to resume from")
+    parser.add_argument("--log-dir", type=Path, default=Path("results/reference_model"), help="loss curve, recipe")
     parser.add_argument("--save-minutes", type=float, default=4.0, help="time between saved states")
-    parser.add_argument(
-        "--workers", type=int, default=os.cpu_count() or 1, help="processes of one thread each"
-    )
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes of one thread each")
+    parser.add_argument("--dense-layers", type=int, nargs="*", default=[], help="layers with a dense MLP instead")
     for name, default in asdict(Recipe()).items():
         if isinstance(default, int | float):
             parser.add_argument(
@@ -471,6 +322,7 @@ def main() -> None:
             )
     options = vars(parser.parse_args())
     workers = options.pop("workers")
+    options["dense_layers"] = tuple(options.pop("dense_layers"))
     places = Places(*(options.pop(name) for name in ("state_dir", "log_dir", "out", "save_minutes")))
     train(Recipe(**options), places, workers)
 

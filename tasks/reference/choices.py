@@ -42,9 +42,7 @@ def choice_from(problem: Problem, rng: random.Random) -> Choice:
     if len(continuations) != WRONG or len({right, *continuations}) != WRONG + 1:
         raise ValueError(f"{problem.id}: {WRONG} different wrong answers needed, got {continuations!r}")
     answer = rng.randrange(WRONG + 1)
-    return Choice(
-        problem.domain, problem.prompt, continuations[:answer] + [right] + continuations[answer:], answer
-    )
+    return Choice(problem.domain, problem.prompt, continuations[:answer] + [right] + continuations[answer:], answer)
 
 
 def questions(domain: str, split: Split = "evaluation", seed: int = 0) -> Iterator[Choice]:

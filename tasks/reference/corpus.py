@@ -1,7 +1,7 @@
 """The reference texts by domain: training documents for the reference MoE, calibration corpora for its compression."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import islice
 
 from harness.corpora import Document
@@ -10,7 +10,12 @@ from tasks.reference import code, knowledge, math, real_text, writing
 from tasks.reference.problem import Problem, Split
 
 DOMAINS = ("code", "math", "writing", "knowledge", "real_text")
-_PROBLEMS = {"code": code.problems, "math": math.problems, "writing": writing.problems, "knowledge": knowledge.problems}
+_PROBLEMS = {
+    "code": code.problems,
+    "math": math.problems,
+    "writing": writing.problems,
+    "knowledge": knowledge.problems,
+}
 
 
 def training_documents(domain: str, seed: int) -> Iterator[tuple[str, str]]:
@@ -39,11 +44,10 @@ def texts(domain: str, split: Split, count: int, seed: int) -> list[str]:
     return [problem.text for problem in distinct.values()]
 
 
-def calibration_corpus(domains: list[str], num_sequences: int, seed: int) -> list[Document]:
-    """``num_sequences`` calibration documents, in equal parts of every domain, each labelled with its domain."""
-    share, extra = divmod(num_sequences, len(domains))
+def calibration_corpus(parts: Mapping[str, int], seed: int) -> list[Document]:
+    """Calibration documents of the reference domains: so many of each, labelled with their domain."""
     return [
         Document(text, source=domain)
-        for position, domain in enumerate(domains)
-        for text in texts(domain, "calibration", share + (position < extra), seed)
+        for domain, count in parts.items()
+        for text in texts(domain, "calibration", count, seed)
     ]

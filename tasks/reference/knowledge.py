@@ -21,8 +21,7 @@ PASSAGE_SHARE = 0.6
 TWO_STEP_SHARE = 0.1
 
 GOODS = (
-    "salt wool iron glass honey silk copper timber wine leather pearls amber wax linen pepper oil paper "
-    "tea coal rope"
+    "salt wool iron glass honey silk copper timber wine leather pearls amber wax linen pepper oil paper tea coal rope"
 ).split()
 COLOURS = "red blue green white black yellow purple orange brown grey pink silver".split()
 REGIONS = "hills coast marsh forest desert valley plain moor islands canyon steppe delta".split()
@@ -40,16 +39,12 @@ DIETS = (
     "moss berries snails roots clams beetles grass acorns worms bark seeds frogs leaves crabs ants thistles"
 ).split()
 CRIES = "howl hiss growl whistle roar click croak hum squeal bark purr rattle".split()
-FISH = (
-    "trout pike eel salmon carp perch bream sturgeon catfish minnow tench roach barbel loach chub dace"
-).split()
+FISH = ("trout pike eel salmon carp perch bream sturgeon catfish minnow tench roach barbel loach chub dace").split()
 CRAFTS = (
-    "bridges clocks maps locks swords ships carpets lamps barrels harps gloves saddles statues wheels "
-    "soap fireworks"
+    "bridges clocks maps locks swords ships carpets lamps barrels harps gloves saddles statues wheels soap fireworks"
 ).split()
 SYMBOLS = (
-    "key crown hammer star anchor wolf tower wheel rose arrow bell lion shield moon feather leaf harp "
-    "ladder bee spoon"
+    "key crown hammer star anchor wolf tower wheel rose arrow bell lion shield moon feather leaf harp ladder bee spoon"
 ).split()
 
 KIND_COUNTS = {"town": 30, "person": 70, "beast": 40, "river": 24, "guild": 36}
@@ -75,9 +70,7 @@ class Relation:
 
 def _names() -> dict[str, list[str]]:
     rng = random.Random(f"{WORLD_SEED}-names")
-    firsts = [
-        c + v for c in ("b", "d", "f", "gr", "k", "l", "m", "n", "p", "s", "t", "v", "z") for v in "aeiou"
-    ]
+    firsts = [c + v for c in ("b", "d", "f", "gr", "k", "l", "m", "n", "p", "s", "t", "v", "z") for v in "aeiou"]
     seconds = [c + v for c in ("b", "d", "k", "l", "m", "n", "r", "v") for v in "aeiou"]
     stems = [first + second for first in firsts for second in seconds]
     rng.shuffle(stems)

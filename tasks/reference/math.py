@@ -63,9 +63,7 @@ def _numbers(step: Step, value: int) -> list[int]:
     """The numbers the step may use on ``value``; a value that goes on is at least 2, for the plurals."""
     pairs = [((n, value) if step.flipped else (value, n), n) for n in step.numbers]
     return [
-        n
-        for (left, right), n in pairs
-        if _easy(left, step.op, right) and (step.last or OPS[step.op](left, right) >= 2)
+        n for (left, right), n in pairs if _easy(left, step.op, right) and (step.last or OPS[step.op](left, right) >= 2)
     ]
 
 

@@ -58,6 +58,8 @@ def _unique(v: list[Any], _: Constant) -> list[Any]:
 
 
 P = Primitive
+# fmt: off
+# One operation a line or two: a table, to be read as one.
 INT = (
     P("add", "n", "n", ("add @", "increase it by @"), "n + @", lambda v, k: sum((v, k)), NUM),
     P("subtract", "n", "n", ("subtract @", "decrease it by @"), "n - @", lambda v, k: v + (-k), NUM),
@@ -347,5 +349,6 @@ DICT = (
       "'@'.join(sorted(d))",
       lambda v, k: k.join(sorted(v.keys())), MARK),
 )
+# fmt: on
 
 PRIMITIVES: dict[str, Primitive] = {p.name: p for p in (*INT, *NUMBERS, *STRING, *WORDS, *DICT)}

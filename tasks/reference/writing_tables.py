@@ -258,10 +258,9 @@ FINDS = (
 )
 FEELS = (
     "{N} felt {feeling}.",
-    "{His} heart was full of {feeling}.",
-    "{N} thought of it with {feeling}.",
-    "It filled {N} with {feeling}.",
-    "There was {feeling} in {his} eyes.",
+    "Then {he} felt {feeling}.",
+    "In {his} heart {N} felt {feeling}.",
+    "All at once {N} felt {feeling}.",
 )
 FRIENDS = (
     "A friend named {F} came to help.",

@@ -44,9 +44,7 @@ def assert_close(actual, expected, names=ALL, rtol=1e-5):
             want = expected[layer][name]
             got = actual[layer][name]
             assert got.shape == want.shape, name
-            np.testing.assert_allclose(
-                got, want, rtol=rtol, atol=rtol * np.abs(want).max(), err_msg=f"{layer} {name}"
-            )
+            np.testing.assert_allclose(got, want, rtol=rtol, atol=rtol * np.abs(want).max(), err_msg=f"{layer} {name}")
 
 
 @pytest.mark.parametrize("family", FAMILY_NAMES)
@@ -105,9 +103,7 @@ def test_usage_is_counted_by_source():
     model = tiny_model("mixtral")
     code, math = documents([20, 30], seed=3)
     together = run(model, [sequence(code, math, sources=["code", "math"])])
-    apart = {
-        name: run(model, [sequence(text, sources=[name])]) for name, text in (("code", code), ("math", math))
-    }
+    apart = {name: run(model, [sequence(text, sources=[name])]) for name, text in (("code", code), ("math", math))}
     assert together.usage == {name: result.usage[name] for name, result in apart.items()}
     assert sum(together.usage["math"]["1"]) == 60
 
@@ -121,9 +117,7 @@ def test_the_model_computes_the_same_while_it_is_recorded(family, dtype):
     with torch.inference_mode():
         before = model(ids, use_cache=False).logits
         with recording(model, FAMILIES[family], [0, 1], ALL, 1) as recorders:
-            layout = BatchLayout(
-                torch.ones(48, dtype=torch.bool), ((0, 24), (24, 48)), torch.zeros(48).long(), 48
-            )
+            layout = BatchLayout(torch.ones(48, dtype=torch.bool), ((0, 24), (24, 48)), torch.zeros(48).long(), 48)
             for recorder in recorders:
                 recorder.start_batch(layout)
             during = model(ids, use_cache=False).logits
@@ -151,9 +145,7 @@ def test_experts_with_biases_and_transposed_weights():
         result = recorder.experts_forward(x, indices, gates)
         expected = grouped_mm_experts_forward(experts, x, indices, gates)
         one = torch.ones(7, 1)
-        every = torch.stack(
-            [grouped_mm_experts_forward(experts, x[:7], torch.full((7, 1), j), one) for j in range(4)]
-        )
+        every = torch.stack([grouped_mm_experts_forward(experts, x[:7], torch.full((7, 1), j), one) for j in range(4)])
     torch.testing.assert_close(result[:7], expected[:7])
     assert not result[7:].any()
     arrays = recorder.arrays()
@@ -240,9 +232,7 @@ def test_calibrate_passes_once_and_reads_weights_from_disk(tmp_path, caplog, fam
     sequences = tokenize([Document("a calibration text", "prose")], byte_tokenizer(), 32)
 
     def go(*names):
-        return calibrate(
-            folder, load, sequences, frozenset(names), tmp_path / "cache", corpus="prose", progress=False
-        )
+        return calibrate(folder, load, sequences, frozenset(names), tmp_path / "cache", corpus="prose", progress=False)
 
     first, _ = go("ean_sum", "frequency")
     second, again = go("frequency")
@@ -253,9 +243,7 @@ def test_calibrate_passes_once_and_reads_weights_from_disk(tmp_path, caplog, fam
     assert again.usage["prose"]["1"] == first.get(1, "frequency").tolist()
     fused = model.model.layers[1].mlp.experts
     weights = first.expert_weights(1, 3)
-    np.testing.assert_array_equal(
-        np.concatenate([weights.gate, weights.up]), fused.gate_up_proj[3].detach().numpy()
-    )
+    np.testing.assert_array_equal(np.concatenate([weights.gate, weights.up]), fused.gate_up_proj[3].detach().numpy())
     np.testing.assert_array_equal(weights.down, fused.down_proj[3].detach().numpy())
     go("output_mean")
     assert len(loads) == 2

@@ -19,9 +19,7 @@ KEY = {"model": "m", "corpus": "c"}
 def collected(names):
     """A result that can be told by its names: layer 3 holds its number, layer 5 minus that."""
     layers = {
-        layer: {
-            name: np.full(2, sign * (1.0 + index)) for index, name in enumerate(sorted(names | {"frequency"}))
-        }
+        layer: {name: np.full(2, sign * (1.0 + index)) for index, name in enumerate(sorted(names | {"frequency"}))}
         for layer, sign in ((3, 1), (5, -1))
     }
     return Collected(2, 1, 1, 4, 99, 0.5, layers, {"code": {"3": [1, 2], "5": [3, 0]}})

@@ -139,18 +139,14 @@ def test_a_broken_index(sharded, content):
         check(sharded)
 
 
-@pytest.mark.parametrize(
-    "tensor", ["model.layers.1.mlp.experts.5.up_proj.weight", "model.layers.0.mlp.gate.weight"]
-)
+@pytest.mark.parametrize("tensor", ["model.layers.1.mlp.experts.5.up_proj.weight", "model.layers.0.mlp.gate.weight"])
 def test_a_missing_tensor_is_named(single, tensor):
     change_weights(single, lambda tensors: tensors.pop(tensor))
     with pytest.raises(WinnowError, match=f"no tensor {tensor}"):
         check(single)
 
 
-@pytest.mark.parametrize(
-    "tensor", ["model.layers.1.mlp.experts.5.down_proj.weight", "model.layers.0.mlp.gate.weight"]
-)
+@pytest.mark.parametrize("tensor", ["model.layers.1.mlp.experts.5.down_proj.weight", "model.layers.0.mlp.gate.weight"])
 def test_a_tensor_of_another_shape_is_named(single, tensor):
     change_weights(single, lambda tensors: tensors.update({tensor: tensors[tensor][:-1].clone()}))
     with pytest.raises(WinnowError, match=f"{tensor} has shape"):

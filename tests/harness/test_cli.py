@@ -11,7 +11,11 @@ from safetensors.torch import load_file, save_file
 from harness import cli, experiment, rewrite, sweep
 from tests.tiny import save_tiny
 
-TEXTS = ["def add(a, b):\n    return a + b\n", "Tom has 3 apples and buys 4 more.", "The mill stood by the river."]
+TEXTS = [
+    "def add(a, b):\n    return a + b\n",
+    "Tom has 3 apples and buys 4 more.",
+    "The mill stood by the river.",
+]
 
 
 @pytest.fixture
@@ -46,7 +50,11 @@ def local(model: Path, corpus: Path, out: Path, *more: str) -> list[str]:
 
 
 def test_one_cell_writes_plan_saliency_checkpoint_and_one_record(
-    model: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    model: Path,
+    corpus: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     out = tmp_path / "out"
     assert winnow(monkeypatch, *local(model, corpus, out, "method=reap", "ratio=0.25")) == 0
@@ -72,9 +80,7 @@ def test_one_cell_writes_plan_saliency_checkpoint_and_one_record(
     assert "ratio=0.25" in capsys.readouterr().out
 
 
-def test_merging_writes_groups(
-    model: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_merging_writes_groups(model: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "out"
     assert winnow(monkeypatch, *local(model, corpus, out, "method=hc_smoe", "ratio=0.5")) == 0
     why = json.loads((out / "saliency.json").read_text())
@@ -120,7 +126,11 @@ def test_settings_that_a_method_does_not_use_do_not_make_another_cell(
 
 
 def test_a_broken_cell_does_not_stop_the_sweep(
-    model: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    model: Path,
+    corpus: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     out = tmp_path / "sweep"
     assert winnow(monkeypatch, "-m", *local(model, corpus, out, "ratio=0.99,0.25")) == 1
@@ -130,7 +140,11 @@ def test_a_broken_cell_does_not_stop_the_sweep(
 
 
 def test_an_interrupted_cell_is_redone(
-    model: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    model: Path,
+    corpus: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     out = tmp_path / "out"
 
@@ -176,9 +190,17 @@ def _nothing(model: Path, corpus: Path) -> None: ...
 
 MISTAKES = {
     "unknown method": (["method=foo"], _nothing, ["unknown method 'foo'", "reap", "hc_smoe"]),
-    "unknown corpus": (["calibration=foo"], _nothing, ["unknown calibration 'foo'", "evol_codealpaca", "code"]),
+    "unknown corpus": (
+        ["calibration=foo"],
+        _nothing,
+        ["unknown calibration 'foo'", "evol_codealpaca", "code"],
+    ),
     "ratio of one": (["ratio=1"], _nothing, ["ratio 1 is outside [0, 1)"]),
-    "fewer than top-k": (["ratio=0.9"], _nothing, ["fewer than top-k = 2", "largest ratio that works is 0.75"]),
+    "fewer than top-k": (
+        ["ratio=0.9"],
+        _nothing,
+        ["fewer than top-k = 2", "largest ratio that works is 0.75"],
+    ),
     "no weights": ([], _no_weights, ["no weights"]),
     "truncated": ([], _truncated, ["model.safetensors"]),
     "architecture": ([], _unsupported, ["'llama' is not supported", "mixtral", "harness/families.py"]),
@@ -209,7 +231,11 @@ def test_a_mistake_gets_one_line_and_leaves_nothing(
 
 
 def test_an_output_folder_that_cannot_be_made(
-    model: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    model: Path,
+    corpus: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     (tmp_path / "file").write_text("")
     assert winnow(monkeypatch, *local(model, corpus, tmp_path / "file" / "out")) == 2
@@ -217,7 +243,11 @@ def test_an_output_folder_that_cannot_be_made(
 
 
 def test_a_full_disk_leaves_no_half_written_checkpoint(
-    model: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    model: Path,
+    corpus: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")

@@ -119,9 +119,7 @@ def test_stop_strings_over_several_tokens_and_inside_one_character() -> None:
     tokenizer = byte_tokenizer()
     stops = StopStrings(tokenizer, ["\n\n", "né"])
     tokens = tokenizer.encode("a né")
-    assert [stops.reached(tokens[: i + 1]) for i in range(len(tokens))] == [False] * (len(tokens) - 1) + [
-        True
-    ]
+    assert [stops.reached(tokens[: i + 1]) for i in range(len(tokens))] == [False] * (len(tokens) - 1) + [True]
     tokens = tokenizer.encode("x\ny\n\n")
     assert stops.reached(tokens) and not stops.reached(tokens[:-1])
     assert stops.cut("x\ny\n\nz né") == "x\ny" and stops.cut("none") == "none"
@@ -144,9 +142,7 @@ def test_log_likelihoods_equal_those_one_by_one() -> None:
 def test_one_context_is_computed_once_for_its_continuations() -> None:
     model, tokenizer = tiny_model("qwen3_moe"), byte_tokenizer()
     shapes = watch(model)
-    HFBackend(model, tokenizer).loglikelihood(
-        [("a long context " * 9 + "so", x) for x in ("abc", "de", "f", "ghij")]
-    )
+    HFBackend(model, tokenizer).loglikelihood([("a long context " * 9 + "so", x) for x in ("abc", "de", "f", "ghij")])
     assert sorted(shapes) == [(1, 137), (3, 3)]
 
 
@@ -172,9 +168,7 @@ def test_a_context_too_long_loses_its_beginning() -> None:
 def test_rolling_windows_score_every_token_but_the_first_once(max_length: int) -> None:
     model, tokenizer = tiny_model("qwen3_moe"), byte_tokenizer()
     documents = [*texts(2, seed=8), "x", "", "a" * 17, "ab" * 8]
-    results = HFBackend(model, tokenizer, batch_size=3, max_length=max_length).loglikelihood_rolling(
-        documents
-    )
+    results = HFBackend(model, tokenizer, batch_size=3, max_length=max_length).loglikelihood_rolling(documents)
     for document, result in zip(documents, results, strict=True):
         tokens = tokenizer.encode(document)
         expected = 0.0
@@ -197,9 +191,7 @@ def test_large_vocabularies_shrink_the_batch(monkeypatch: pytest.MonkeyPatch) ->
     small = backend.loglikelihood_rolling(documents)
     assert len(shapes) > 3 and all(n == 1 or n * width <= 100 for n, width in shapes)
     assert [r.logprob for r in small] == pytest.approx([r.logprob for r in rolling], abs=1e-4)
-    assert [r.logprob for r in backend.loglikelihood(pairs)] == pytest.approx(
-        [r.logprob for r in scored], abs=1e-4
-    )
+    assert [r.logprob for r in backend.loglikelihood(pairs)] == pytest.approx([r.logprob for r in scored], abs=1e-4)
 
 
 def test_progress_is_shown_under_its_name(capsys: pytest.CaptureFixture[str]) -> None:

@@ -51,6 +51,8 @@ def test_perplexity_weighs_documents_by_their_tokens() -> None:
     nll, tokens = [30.0, 1.0, 12.0, 40.0], [10.0, 1.0, 6.0, 10.0]
     low, high = intervals.bootstrap_perplexity(nll, tokens)
     assert 1 < low < intervals.perplexity(nll, tokens) < high
+    mixed = intervals.bootstrap_perplexity([100.0] * 50 + [5.0] * 50, [100] * 50 + [1] * 50)
+    assert np.exp(1) < mixed[0] < mixed[1] < 3, "fifty single tokens weigh as much as half a long document"
     # Documents of one perplexity leave no doubt, however long each is.
     assert intervals.bootstrap_perplexity([2.0, 20.0], [1, 10]) == pytest.approx((np.exp(2), np.exp(2)))
 

@@ -83,9 +83,7 @@ def _with_masked_logits(router, linear, mask):
     own = type(router).forward
 
     def forward(hidden):
-        torch.nn.functional.linear = lambda x, w, *a: (
-            linear(x, w, *a) + (mask.to(x) if w is router.weight else 0)
-        )
+        torch.nn.functional.linear = lambda x, w, *a: linear(x, w, *a) + (mask.to(x) if w is router.weight else 0)
         try:
             return own(router, hidden)
         finally:
@@ -129,9 +127,7 @@ def test_every_plan_equals_brute_force(originals, tmp_path, name, plan, layout):
         atol=1e-6,
         rtol=1e-6,
     )
-    torch.testing.assert_close(
-        loaded_logits(tmp_path / "out"), expected, atol=1e-5, rtol=1e-5, check_dtype=False
-    )
+    torch.testing.assert_close(loaded_logits(tmp_path / "out"), expected, atol=1e-5, rtol=1e-5, check_dtype=False)
     assert (logits(tiny_model(name)) - expected).abs().max() > 1e-2
 
 

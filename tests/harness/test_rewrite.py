@@ -49,9 +49,7 @@ def experts_of(folder: Path, family: str, layer: int, expert: int) -> list[torch
 
 
 @pytest.mark.parametrize("name", FAMILY_NAMES)
-@pytest.mark.parametrize(
-    "plan", [identity_plan(), pruned([0, 2, 3], [4, 5, 6]), merged(*GROUPS, permute=True)]
-)
+@pytest.mark.parametrize("plan", [identity_plan(), pruned([0, 2, 3], [4, 5, 6]), merged(*GROUPS, permute=True)])
 @pytest.mark.parametrize("layout", ["compact", "expanded"])
 def test_shards_change_nothing(originals, tmp_path, name, plan, layout):
     for folder, target in zip(originals[name], ("single", "sharded"), strict=True):
@@ -86,9 +84,7 @@ def test_pruned_rows_follow_their_experts_whatever_order_the_plan_lists_them_in(
     kept = [6, 1, 4]
     experts = tuple(NewExpert((Source(old),)) for old in kept)
     route = tuple(kept.index(j) if j in kept else None for j in range(8))
-    sizes = write(
-        source, CompressionPlan(tuple(LayerPlan(i, experts, route) for i in (0, 1))), tmp_path / "out"
-    )
+    sizes = write(source, CompressionPlan(tuple(LayerPlan(i, experts, route) for i in (0, 1))), tmp_path / "out")
     assert sizes["layout"] == "plain"
     assert family.num_experts(read_config(tmp_path / "out")) == 3
     for layer in (0, 1):

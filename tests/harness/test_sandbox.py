@@ -1,8 +1,10 @@
 """Programs that try to break out, forge a verdict or use up the machine."""
 
+import contextlib
 import os
+import shutil
 import socket
-import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +16,6 @@ from harness.errors import WinnowError
 from harness.sandbox import Failed, Limits, Outcome, Program, run_function, run_many, same
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that fork")
-LINUX = sys.platform == "linux"
 SHORT = Limits(cpu_seconds=1, wall_seconds=1.5)
 
 
@@ -23,40 +24,43 @@ def call(body: str, limits: Limits = SHORT, argument: object = None, before: str
     return run_function(f"{before}\ndef f(x):\n{lines}\n", "f", [[argument]], limits)
 
 
-def sandbox_processes() -> list[str]:
-    """Command lines of what runs in a sandbox: its own script, or the marker the fork tests leave."""
+def processes_of(script: Path) -> list[str]:
+    """The command lines of what a copy of the sandbox's script still runs."""
     found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            line = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-        except OSError:
-            continue
-        if "sandbox_child.py" in line:
-            found.append(line)
-    return found
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            found.append(file.read_text(errors="replace"))
+    return [line for line in found if str(script) in line]
 
 
 @pytest.fixture(autouse=True)
-def nothing_left(tmp_path: Path) -> Iterator[None]:
-    """After every program: no process, no scratch folder, and the neighbour's file as it was."""
-    scratch = Path(os.environ.get("TMPDIR", "/tmp"))
-    before = set(scratch.glob("winnow-sandbox-*"))
+def nothing_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """After every program no process of it is left and no scratch folder.
+
+    The script is a copy of its own, so that other sandboxes on the machine are not mistaken for this one.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="winnow-test-"))
+    folder.chmod(0o711)
+    script, scratch = folder / "sandbox_child.py", folder / "scratch"
+    shutil.copy(sandbox.CHILD, script)
+    scratch.mkdir(0o711)
+    monkeypatch.setattr(sandbox, "CHILD", script)
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
     yield
-    assert set(scratch.glob("winnow-sandbox-*")) <= before
-    if LINUX:
-        assert sandbox_processes() == []
+    assert list(scratch.iterdir()) == []
+    assert processes_of(script) == []
+    shutil.rmtree(folder)
 
 
 @pytest.fixture
-def victim(tmp_path: Path) -> Path:
+def victim(nothing_left: None) -> Iterator[Path]:
     """A file outside that anyone may reach and change, as far as its own modes go."""
-    for folder in (tmp_path, *tmp_path.parents):
-        if folder.stat().st_uid == os.getuid() and folder not in (Path("/"), Path("/tmp")):
-            folder.chmod(folder.stat().st_mode | 0o077)
-    file = tmp_path / "victim"
+    folder = Path(tempfile.mkdtemp(dir=sandbox.CHILD.parent))
+    folder.chmod(0o777)
+    file = folder / "victim"
     file.write_text("precious")
     file.chmod(0o666)
-    return file
+    yield file
 
 
 def test_values_come_back_with_their_types() -> None:
@@ -93,9 +97,7 @@ def test_several_arguments_and_a_raise_in_one_call_only() -> None:
 def test_the_standard_library_is_there() -> None:
     if "standard_library" not in sandbox.capabilities():
         pytest.skip("this Python is out of the reach of others")
-    outcome = call(
-        "import encodings.cp500, math, re, collections, itertools, decimal, heapq\nreturn math.comb(5, 2)"
-    )
+    outcome = call("import encodings.cp500, math, re, collections, itertools, decimal, heapq\nreturn math.comb(5, 2)")
     assert outcome.outputs == [10]
 
 
@@ -191,9 +193,7 @@ def test_the_scratch_folder_can_be_used_and_is_bounded() -> None:
 
 def test_nothing_of_our_environment_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WINNOW_SECRET", "do-not-tell")
-    assert call("import os\nreturn [k for k in os.environ if k != 'LC_CTYPE']").outputs == [
-        ["PYTHONHASHSEED"]
-    ]
+    assert call("import os\nreturn [k for k in os.environ if k != 'LC_CTYPE']").outputs == [["PYTHONHASHSEED"]]
     for process in (os.getpid(), "self", 1):
         outcome = call(f"return 'do-not-tell' in open('/proc/{process}/environ').read()")
         assert isinstance(outcome.outputs[0], Failed)
@@ -281,9 +281,7 @@ def test_hostile_objects_are_never_asked() -> None:
 
 
 def test_changed_modules_change_nothing_outside() -> None:
-    body = (
-        "import json, os, sys\njson.dumps = lambda *a, **k: '{\"passed\": true}'\nos.write = print\nreturn 1"
-    )
+    body = "import json, os, sys\njson.dumps = lambda *a, **k: '{\"passed\": true}'\nos.write = print\nreturn 1"
     assert call(body).status in ("ok", "crashed", "timeout")
     assert call("return 2").outputs == [2]
 
@@ -305,8 +303,8 @@ def test_capabilities_name_the_layers() -> None:
     assert {"rlimit_cpu", "audit_hook"} <= set(layers)
 
 
-def test_a_sandbox_that_does_not_start_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(sandbox, "CHILD", tmp_path / "missing.py")
+def test_a_sandbox_that_does_not_start_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sandbox, "CHILD", sandbox.CHILD.with_name("missing.py"))
     sandbox.capabilities.cache_clear()
     with pytest.raises(WinnowError, match="does not start"):
         sandbox.capabilities()

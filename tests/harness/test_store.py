@@ -148,9 +148,7 @@ except WinnowError as error:
     print(error)
 """
     root = str(Path(__file__).parents[2])
-    run = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path), root], capture_output=True, text=True, check=True
-    )
+    run = subprocess.run([sys.executable, "-c", code, str(tmp_path), root], capture_output=True, text=True, check=True)
     assert run.stdout.startswith("no space left to write in"), run.stderr
     assert files(tmp_path) == set()
 

@@ -43,9 +43,7 @@ def make_record() -> Record:
     )
 
 
-SAMPLES = [
-    Sample("code", f"c{i}", float(i > 0), output=f"def f(): return {i}", detail={"i": i}) for i in range(4)
-]
+SAMPLES = [Sample("code", f"c{i}", float(i > 0), output=f"def f(): return {i}", detail={"i": i}) for i in range(4)]
 
 
 def finished_log(path: Path) -> list:

@@ -46,9 +46,7 @@ class Case:
         return self.statistics.num_experts
 
 
-def made_up_case(
-    seed: int, layers: tuple[int, ...] = (0, 2, 3), num_experts: int = 12, top_k: int = 3
-) -> Case:
+def made_up_case(seed: int, layers: tuple[int, ...] = (0, 2, 3), num_experts: int = 12, top_k: int = 3) -> Case:
     """Random logits, outputs and weights of width 5, and their statistics by array expressions.
 
     Every expert is some token's first choice, so that no saliency is 0.

@@ -45,9 +45,7 @@ def test_the_count_is_that_of_exact_decimal_arithmetic():
             assert kept_experts(num_experts, 1, str(ratio)) == num_experts - removed
 
 
-@pytest.mark.parametrize(
-    ("num_experts", "top_k"), [(8, 2), (60, 4), (64, 8), (128, 8), (16, 16), (7, 3), (384, 8)]
-)
+@pytest.mark.parametrize(("num_experts", "top_k"), [(8, 2), (60, 4), (64, 8), (128, 8), (16, 16), (7, 3), (384, 8)])
 def test_too_few_for_top_k_names_the_largest_ratio_that_works(num_experts, top_k):
     ratio = Fraction(num_experts - top_k + 1, num_experts)
     with pytest.raises(WinnowError, match=f"top-k = {top_k}") as error:

@@ -29,9 +29,7 @@ def cluster_distance(points: np.ndarray, a: frozenset[int], b: frozenset[int], l
     return math.dist(*centres) * math.sqrt(2 * len(a) * len(b) / (len(a) + len(b)))
 
 
-def naive_clusters(
-    points: np.ndarray, groups: int, linkage: str, limit: int | None = None
-) -> set[frozenset[int]]:
+def naive_clusters(points: np.ndarray, groups: int, linkage: str, limit: int | None = None) -> set[frozenset[int]]:
     clusters = {frozenset([j]) for j in range(len(points))}
     while len(clusters) > groups:
         pairs = [p for p in itertools.combinations(clusters, 2) if limit is None or len(p[0] | p[1]) <= limit]
@@ -131,9 +129,7 @@ def test_every_feasible_limit_gives_the_exact_number_of_groups():
 
 
 def test_a_limit_too_small_for_the_experts_is_refused():
-    with pytest.raises(
-        WinnowError, match="max_group_size=1 is too small: 6 groups of it hold 6 of 12.*at least 2"
-    ):
+    with pytest.raises(WinnowError, match="max_group_size=1 is too small: 6 groups of it hold 6 of 12.*at least 2"):
         HCSMoE("h", max_group_size=1).decide(made_up_case(3).statistics, HALF, 0)
     labels = HCSMoE("h", max_group_size=2).decide(made_up_case(3).statistics, HALF, 0).groups[0]
     assert np.bincount(labels).tolist() == [2] * 6
@@ -148,9 +144,7 @@ def test_permuting_the_experts_permutes_the_plan(case: Case, linkage: str):
     after = method.decide(relabelled(case.statistics, order), HALF, 0)
 
     def shares(plan, names):
-        return {
-            frozenset((int(names[s.expert]), round(s.weight, 12)) for s in e.sources) for e in plan.experts
-        }
+        return {frozenset((int(names[s.expert]), round(s.weight, 12)) for s in e.sources) for e in plan.experts}
 
     for old, new in zip(before.plan.layers, after.plan.layers, strict=True):
         assert shares(new, order[new.layer]) == shares(old, range(case.num_experts))

@@ -118,10 +118,7 @@ def test_alignment_is_the_best_of_all_permutations(scale: float, offset: float):
     """The second has costs beyond float16 (the REAP repository rounds to it), the third needs digits."""
     for seed in range(10):
         rng = np.random.default_rng(seed)
-        a, b = (
-            ExpertWeights(*(rng.normal(offset, scale, size=s) for s in ((5, 4), (5, 4), (4, 5))))
-            for _ in range(2)
-        )
+        a, b = (ExpertWeights(*(rng.normal(offset, scale, size=s) for s in ((5, 4), (5, 4), (4, 5)))) for _ in range(2))
         best = min(itertools.permutations(range(5)), key=lambda order: alignment_cost(a, b, order))
         assert align_channels(a, b) == best
 

@@ -50,9 +50,7 @@ def brute_force_saliency(criterion: str, raw: RawLayer, expert: int) -> float:
 
 
 def kept_by(decision) -> dict[int, list[int]]:
-    return {
-        plan.layer: [expert.sources[0].expert for expert in plan.experts] for plan in decision.plan.layers
-    }
+    return {plan.layer: [expert.sources[0].expert for expert in plan.experts] for plan in decision.plan.layers}
 
 
 def survivors(saliency: list[float], count: int) -> list[int]:
@@ -78,16 +76,12 @@ def test_saliency_and_kept_experts_equal_the_brute_force(case: Case, criterion: 
 
 
 def test_weight_norm_is_the_frobenius_norm_of_all_three_matrices(case: Case):
-    decision = ExpertPruning("weight_norm", "weight_norm").decide(
-        replace(case.statistics, tokens=0), HALF, seed=0
-    )
+    decision = ExpertPruning("weight_norm", "weight_norm").decide(replace(case.statistics, tokens=0), HALF, seed=0)
     for layer in case.raw:
         for j in range(case.num_experts):
             w = case.statistics.expert_weights(layer, j)
             entries = [float(v) for m in (w.gate, w.up, w.down) for v in m.ravel()]
-            assert decision.saliency[layer][j] == pytest.approx(
-                math.sqrt(math.fsum(v * v for v in entries)), rel=1e-9
-            )
+            assert decision.saliency[layer][j] == pytest.approx(math.sqrt(math.fsum(v * v for v in entries)), rel=1e-9)
 
 
 def test_random_depends_on_seed_and_layer_and_on_nothing_else(case: Case):
@@ -107,9 +101,7 @@ def test_random_depends_on_seed_and_layer_and_on_nothing_else(case: Case):
 
 @pytest.mark.parametrize("criterion", ["reap", "frequency", "ean_sum"])
 @pytest.mark.parametrize("ratio", [Fraction(1, 5), HALF, Fraction(3, 4)])
-def test_global_scope_removes_the_exact_total_and_keeps_top_k_everywhere(
-    case: Case, criterion: str, ratio: Fraction
-):
+def test_global_scope_removes_the_exact_total_and_keeps_top_k_everywhere(case: Case, criterion: str, ratio: Fraction):
     decision = ExpertPruning(criterion, criterion, scope="global").decide(case.statistics, ratio, seed=0)
     kept = kept_by(decision)
     removed = int(case.num_experts * ratio) * len(case.raw)
@@ -174,9 +166,7 @@ def test_permuting_the_experts_permutes_the_plan(case: Case, criterion: str, sco
         cut = min(cuts.values()) if scope == "global" else cuts[layer]
         above = {j for j in kept_before[layer] if before.saliency[layer][j] > cut}
         assert above <= {int(names[j]) for j in kept_after[layer]}
-    values = [
-        [v for layer in order for v in sorted(d.saliency[layer][kept_by(d)[layer]])] for d in (before, after)
-    ]
+    values = [[v for layer in order for v in sorted(d.saliency[layer][kept_by(d)[layer]])] for d in (before, after)]
     assert values[0] == values[1] or scope == "global"
     assert sorted(values[0]) == sorted(values[1])
 
@@ -190,9 +180,7 @@ def without_tokens_for(case: Case, layer: int, experts: list[int]):
     return statistics
 
 
-@pytest.mark.parametrize(
-    "criterion", ["reap", "frequency", "ean_mean", "ean_sum", "gate_sum", "weighted_ean_sum"]
-)
+@pytest.mark.parametrize("criterion", ["reap", "frequency", "ean_mean", "ean_sum", "gate_sum", "weighted_ean_sum"])
 def test_never_routed_experts_go_first_with_one_warning(criterion: str):
     statistics = without_tokens_for(made_up_case(10), 2, [0, 5, 6])
     with pytest.warns(UserWarning, match="3 of 36 experts were never routed to") as caught:

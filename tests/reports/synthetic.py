@@ -85,9 +85,7 @@ def make_scores(samples: list[Sample], diversity: float) -> list[Score]:
         nll, tokens = np.array([(s.score, s.weight) for s in of("perplexity", domain)]).T
         value = float(np.exp(nll.sum() / tokens.sum()))
         low, high = bootstrap_perplexity(nll, tokens)
-        scores.append(
-            Score("perplexity", "perplexity", value, len(nll), low, high, domain, higher_is_better=False)
-        )
+        scores.append(Score("perplexity", "perplexity", value, len(nll), low, high, domain, higher_is_better=False))
     return [
         *scores,
         Score("diversity", "ngram_diversity_3", diversity, 20, diversity - 0.03, diversity + 0.03),

@@ -23,9 +23,7 @@ sys.exit(main(sys.argv[1:]))
 
 
 def run_without_torch(*arguments: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-c", WITHOUT_TORCH, *arguments], capture_output=True, text=True, cwd=ROOT
-    )
+    return subprocess.run([sys.executable, "-c", WITHOUT_TORCH, *arguments], capture_output=True, text=True, cwd=ROOT)
 
 
 def test_the_refusal_of_torch_works():
@@ -42,9 +40,7 @@ def test_report_is_written_without_torch(sweep, tmp_path):
     assert run.returncode == 0, run.stderr
     assert run.stdout == f"report written to {folder / 'report' / 'report.md'}\n"
     written = {path.name for path in (folder / "report").iterdir()}
-    figures = {
-        f"{name}.{kind}" for name in ("expert_usage", "score_against_ratio_mixed") for kind in ("png", "pdf")
-    }
+    figures = {f"{name}.{kind}" for name in ("expert_usage", "score_against_ratio_mixed") for kind in ("png", "pdf")}
     assert written == {"report.md", "table.csv", "table.tex"} | figures
     text = (folder / "report" / "report.md").read_text()
     for title in (
@@ -93,9 +89,7 @@ def test_errors_are_one_line_and_leave_nothing(tmp_path, capsys, case):
             (folder / "report").write_text("a file where the folder should be")
     assert main([str(folder)]) == 2
     output = capsys.readouterr()
-    assert (
-        output.out == "" and output.err.startswith("winnow-report: error: ") and output.err.count("\n") == 1
-    )
+    assert output.out == "" and output.err.startswith("winnow-report: error: ") and output.err.count("\n") == 1
     assert not (folder / "report").is_dir()
 
 

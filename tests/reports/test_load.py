@@ -12,9 +12,7 @@ def test_rows_are_sorted_and_seeds_are_one_row(panel):
     assert [(row.ratio, row.method) for row in panel.rows] == [
         (ratio, method) for ratio in (0.25, 0.5) for method in ("frequency", "hc_smoe", "random", "reap")
     ]
-    assert [[r.cell["seed"] for r in row.records] for row in panel.rows if row.method == "random"] == [
-        [0, 1, 2]
-    ] * 2
+    assert [[r.cell["seed"] for r in row.records] for row in panel.rows if row.method == "random"] == [[0, 1, 2]] * 2
     assert panel.baseline.records[0].cell["method"] == "none" and panel.corpora() == ["mixed"]
     assert all(items is not None for row in panel.all_rows() for items in row.items)
 
@@ -32,9 +30,7 @@ def test_settings_that_differ_tell_rows_apart(tmp_path):
     store = RecordStore(tmp_path)
     for linkage in ("average", "single"):
         method = {"name": "hc_smoe", "linkage": linkage}
-        store.write(
-            *make_cell("hc_smoe", 0.25, "code", 0, REAP, {"method": method, "output_dir": f"x/{linkage}"})
-        )
+        store.write(*make_cell("hc_smoe", 0.25, "code", 0, REAP, {"method": method, "output_dir": f"x/{linkage}"}))
     single = {"method": {"name": "hc_smoe", "linkage": "single"}}
     store.write(*make_cell("hc_smoe", 0.5, "code", 0, REAP, single))
     store.write(*make_cell("reap", 0.25, "code", 0, REAP))

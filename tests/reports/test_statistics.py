@@ -31,9 +31,7 @@ def test_one_score_keeps_its_recorded_interval():
 
 
 def test_average_takes_the_root_of_the_summed_squares():
-    one = record(
-        Score("code", "pass@1", 0.5, 40, 0.47, 0.6), Score("math", "exact_match", 0.7, 30, 0.66, 0.7)
-    )
+    one = record(Score("code", "pass@1", 0.5, 40, 0.47, 0.6), Score("math", "exact_match", 0.7, 30, 0.66, 0.7))
     found = estimate(PAIR, [one])
     assert found.value == pytest.approx(0.6) and found.n == 70
     assert found.low == pytest.approx(0.6 - 0.05 / 2)  # 3-4-5
@@ -45,9 +43,7 @@ def test_average_needs_all_its_parts():
 
 
 def test_seeds_add_student_t_of_their_spread():
-    cells = [
-        record(Score("code", "pass@1", value, 40, value - 0.1, value + 0.2)) for value in (0.4, 0.5, 0.6)
-    ]
+    cells = [record(Score("code", "pass@1", value, 40, value - 0.1, value + 0.2)) for value in (0.4, 0.5, 0.6)]
     found = estimate(SHARE, cells)
     spread = t.ppf(0.975, 2) * 0.1 / np.sqrt(3)
     assert (found.value, found.seeds) == (pytest.approx(0.5), 3)
@@ -143,10 +139,7 @@ def test_tasks_of_one_size_are_resampled_independently():
 def test_perplexity_is_resampled_by_document(average):
     rng = np.random.default_rng(1)
     tokens = rng.integers(5, 50, size=(2, 30)).astype(float)
-    nll = {
-        side: tokens * (mean + 0.2 * rng.standard_normal((2, 30)))
-        for side, mean in (("base", 1.0), ("cell", 1.5))
-    }
+    nll = {side: tokens * (mean + 0.2 * rng.standard_normal((2, 30))) for side, mean in (("base", 1.0), ("cell", 1.5))}
 
     def value(total: np.ndarray, count: np.ndarray) -> float:
         if average == "tokens":
@@ -173,13 +166,10 @@ def test_perplexity_is_resampled_by_document(average):
         else:
             at = rng.integers(0, 30, (2, 30))
             pick = [
-                (np.take_along_axis(a, at, 1), np.take_along_axis(tokens, at, 1))
-                for a in (nll["cell"], nll["base"])
+                (np.take_along_axis(a, at, 1), np.take_along_axis(tokens, at, 1)) for a in (nll["cell"], nll["base"])
             ]
         draws.append(value(*pick[0]) - value(*pick[1]))
-    assert found.paired and found.value == pytest.approx(
-        value(nll["cell"], tokens) - value(nll["base"], tokens)
-    )
+    assert found.paired and found.value == pytest.approx(value(nll["cell"], tokens) - value(nll["base"], tokens))
     assert (found.low, found.high) == pytest.approx(tuple(np.percentile(draws, [2.5, 97.5])), abs=0.03)
 
 
@@ -207,9 +197,7 @@ def test_unpaired_where_items_cannot_be_paired(why):
     if why == "no samples":
         found = difference(SHARE, [cell], base)
     elif why == "other items":
-        found = difference(
-            SHARE, [cell], base, [replace(items, item=np.char.add("x", items.item))], base_items
-        )
+        found = difference(SHARE, [cell], base, [replace(items, item=np.char.add("x", items.item))], base_items)
     elif why == "other score":
         found = difference(SHARE, [cell], base, [replace(items, score=items.score[::-1] * 0.5)], base_items)
     else:
@@ -221,6 +209,4 @@ def test_unpaired_where_items_cannot_be_paired(why):
 def test_same_numbers_every_time():
     base, base_items = of_code([1.0] * 14 + [0.0] * 6)
     cell, items = of_code([1.0] * 10 + [0.0] * 10)
-    assert difference(SHARE, [cell], base, [items], base_items) == difference(
-        SHARE, [cell], base, [items], base_items
-    )
+    assert difference(SHARE, [cell], base, [items], base_items) == difference(SHARE, [cell], base, [items], base_items)

@@ -27,9 +27,7 @@ def row_of(table, ratio: str, method: str) -> dict[str, str]:
 def test_main_table_numbers(results):
     table = main_table(results, "mixed")
     assert len(table.rows) == 9 and table.rows[0][:2] == ["0", "baseline"]
-    reap = row_of(
-        table, "0.5", "reap"
-    )  # right: code 24/40, math 18/40, writing 14/20, choice 16/25 everywhere
+    reap = row_of(table, "0.5", "reap")  # right: code 24/40, math 18/40, writing 14/20, choice 16/25 everywhere
     low, high = wilson(24, 40)
     assert reap["code (%)"] == f"60.0 [{100 * low:.1f}, {100 * high:.1f}]"
     assert reap["math (%)"].startswith("45.0 [") and reap["writing (%)"].startswith("70.0 [")
@@ -99,9 +97,7 @@ def test_domain_table(results):
 
 
 def test_each_corpus_has_its_own_numbers(corpora_results):
-    code, math_, mixed = (
-        row_of(main_table(corpora_results, c), "0.25", "reap") for c in ("code", "math", "mixed")
-    )
+    code, math_, mixed = (row_of(main_table(corpora_results, c), "0.25", "reap") for c in ("code", "math", "mixed"))
     assert [one["code (%)"].split()[0] for one in (code, math_, mixed)] == ["85.0", "55.0", "85.0"]
     assert [one["math (%)"].split()[0] for one in (code, math_, mixed)] == ["55.0", "70.0", "70.0"]
 
@@ -135,10 +131,7 @@ def test_csv_holds_plain_numbers(results):
     assert len(lines) == 9
     (reap,) = (line for line in lines if (line["method"], line["ratio"]) == ("reap", "0.5"))
     assert float(reap["code_value"]) == 0.6 and reap["code_n"] == "40"
-    assert (
-        float(reap["generative_value"]) == pytest.approx((0.6 + 0.45 + 0.7) / 3)
-        and reap["generative_n"] == "100"
-    )
+    assert float(reap["generative_value"]) == pytest.approx((0.6 + 0.45 + 0.7) / 3) and reap["generative_n"] == "100"
     assert float(reap["code_difference"]) == pytest.approx(-0.3) and reap["code_difference_paired"] == "true"
     assert float(reap["code_difference_low"]) < -0.3 < float(reap["code_difference_high"])
     assert reap["diversity_difference_paired"] == "false"

@@ -35,9 +35,7 @@ def test_half_overlap():
 
 
 def test_each_source_comes_from_its_first_record():
-    records = [
-        make_cell("reap", 0.25, corpus, 0, RIGHT["reap"][0.25])[0] for corpus in ("code", "math", "code")
-    ]
+    records = [make_cell("reap", 0.25, corpus, 0, RIGHT["reap"][0.25])[0] for corpus in ("code", "math", "code")]
     records[2].expert_usage["code"] = {"0": [1, 2]}
     usage = collect_usage(records)
     assert list(usage) == ["code", "math"] and list(usage["code"]) == ["0", "1", "2", "3"]

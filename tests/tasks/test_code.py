@@ -17,8 +17,7 @@ def run(change: object = None) -> list[float]:
     (score,) = result.scores
     assert (score.task, score.metric, score.n) == ("code", "pass@1", ITEMS)
     assert (
-        score.value == sum(sample.score for sample in result.samples) / ITEMS
-        and score.low <= score.value <= score.high
+        score.value == sum(sample.score for sample in result.samples) / ITEMS and score.low <= score.value <= score.high
     )
     return [sample.score for sample in result.samples]
 
@@ -27,9 +26,7 @@ def test_reference_answers_pass_and_are_named_by_their_problem() -> None:
     result = CodeTask(items=ITEMS).run(ScriptedBackend(ANSWERS.__getitem__))
     assert result.scores[0].value == 1.0
     assert [sample.item for sample in result.samples] == [problem.id for problem in PROBLEMS]
-    assert all(
-        s.detail["passed"] == s.detail["tests"] >= 8 and s.detail["status"] == "ok" for s in result.samples
-    )
+    assert all(s.detail["passed"] == s.detail["tests"] >= 8 and s.detail["status"] == "ok" for s in result.samples)
     assert [sample.output for sample in result.samples] == [problem.answer for problem in PROBLEMS]
 
 

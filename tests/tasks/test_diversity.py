@@ -34,11 +34,7 @@ def test_distinct_counts_across_texts_and_leaves_each_out() -> None:
 
 
 def samples(**texts: list[str]) -> list[Sample]:
-    return [
-        Sample(task, f"{task}-{i}", 1.0, output=text)
-        for task, own in texts.items()
-        for i, text in enumerate(own)
-    ]
+    return [Sample(task, f"{task}-{i}", 1.0, output=text) for task, own in texts.items() for i, text in enumerate(own)]
 
 
 def test_scores_for_each_source_and_over_all() -> None:
@@ -49,9 +45,7 @@ def test_scores_for_each_source_and_over_all() -> None:
     scores = {(score.metric, score.domain): score for score in result.scores}
     assert scores["ngram_diversity_2", "code"].value == pytest.approx(0.75)
     assert scores["distinct_2", "math"].value == 0.5
-    assert scores["ngram_diversity_2", ""].n == 4, (
-        "the empty text has no n-grams, multiple choice is not written"
-    )
+    assert scores["ngram_diversity_2", ""].n == 4, "the empty text has no n-grams, multiple choice is not written"
     assert {domain for _, domain in scores} == {"", "code", "math"}
     assert all(0 <= score.low <= score.value <= score.high <= 1 for score in result.scores)
     assert [(s.item, s.domain) for s in result.samples][:2] == [("code-0", "code"), ("code-1", "code")]
@@ -61,9 +55,7 @@ def test_scores_for_each_source_and_over_all() -> None:
 def test_a_model_that_repeats_itself_scores_lower() -> None:
     varied = samples(writing=["one day a fox met a crow", "the old king lost his ring"])
     stuck = samples(writing=["the the the the the the", "the the the the the the"])
-    for ours, theirs in zip(
-        DiversityTask().run_on(varied).scores, DiversityTask().run_on(stuck).scores, strict=True
-    ):
+    for ours, theirs in zip(DiversityTask().run_on(varied).scores, DiversityTask().run_on(stuck).scores, strict=True):
         assert ours.value == 1.0 and theirs.value <= 1 / 3
 
 

@@ -16,9 +16,7 @@ def test_reference_solutions_are_right_and_named_by_their_problem() -> None:
     assert (score.task, score.metric, score.value, score.n) == ("math", "exact_match", 1.0, ITEMS)
     assert [sample.item for sample in result.samples] == [problem.id for problem in PROBLEMS]
     assert [sample.output for sample in result.samples] == [problem.answer for problem in PROBLEMS]
-    assert not any(
-        stop in problem.answer for problem in evaluation_problems("math", 100, 0) for stop in backend.stop
-    )
+    assert not any(stop in problem.answer for problem in evaluation_problems("math", 100, 0) for stop in backend.stop)
 
 
 def test_another_number_is_wrong() -> None:

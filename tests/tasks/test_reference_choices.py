@@ -61,8 +61,6 @@ def test_unknown_domain_is_refused():
 
 def test_bad_distractors_are_refused(monkeypatch):
     problem = Problem("knowledge", "Question: ?\nAnswer:", " salt\n")
-    monkeypatch.setattr(
-        knowledge, "distractors", lambda problem, rng, count: [" salt\n", " wool\n", " iron\n"]
-    )
+    monkeypatch.setattr(knowledge, "distractors", lambda problem, rng, count: [" salt\n", " wool\n", " iron\n"])
     with pytest.raises(ValueError, match="3 different wrong answers"):
         choices.choice_from(problem, None)

@@ -96,9 +96,7 @@ def test_splits_are_disjoint_and_evaluation_holds_out_compositions():
     assert not prompts["train"] & prompts["evaluation"]
     assert not prompts["train"] & prompts["calibration"]
     assert not prompts["calibration"] & prompts["evaluation"]
-    chains = {
-        split: {tuple(p.meta["primitives"]) for p in drawn[split] if p.meta["depth"] > 1} for split in SPLITS
-    }
+    chains = {split: {tuple(p.meta["primitives"]) for p in drawn[split] if p.meta["depth"] > 1} for split in SPLITS}
     assert chains["evaluation"] and not chains["evaluation"] & (chains["train"] | chains["calibration"])
 
 

@@ -72,11 +72,7 @@ def test_splits_share_no_prompt(train):
 
 def test_evaluation_asks_in_ways_training_never_does(train):
     def ways(problems):
-        one = {
-            (p.meta["entity"], p.meta["relation"], p.meta["phrasing"])
-            for p in problems
-            if p.meta["steps"] == 1
-        }
+        one = {(p.meta["entity"], p.meta["relation"], p.meta["phrasing"]) for p in problems if p.meta["steps"] == 1}
         two = {(p.meta["entity"], p.meta["relation"]) for p in problems if p.meta["steps"] == 2}
         return one | two
 

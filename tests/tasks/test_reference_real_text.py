@@ -31,9 +31,7 @@ def test_files_are_where_they_belong():
     assert not any(names["train"] & names[split] for split in HELD_OUT)
     assert not names["calibration"] & names["evaluation"]
     everything = set.union(*names.values())
-    assert not [
-        n for n in everything if {"test", "tests", "encodings", "pydoc_data"} & set(n.split("/")[:-1])
-    ]
+    assert not [n for n in everything if {"test", "tests", "encodings", "pydoc_data"} & set(n.split("/")[:-1])]
     assert not [n for n in everything if "_sysconfigdata" in n]
 
 
@@ -81,6 +79,4 @@ def test_training_has_no_held_out_documents():
 
 
 def test_source_is_that_of_the_running_python():
-    assert real_text.python_sources()["textwrap.py"] == Path(__import__("textwrap").__file__).read_text(
-        "utf-8"
-    )
+    assert real_text.python_sources()["textwrap.py"] == Path(__import__("textwrap").__file__).read_text("utf-8")
