@@ -122,7 +122,7 @@ def collect(
     return Collected(
         num_experts=recorders[0].num_experts,
         top_k=int(config[family.top_k_key]),
-        n_group=int(config.get(family.n_group_key) or 1) if family.n_group_key else 1,
+        n_group=family.router_groups(config),
         sequences=len(sequences),
         tokens=tokens,
         seconds=time.perf_counter() - started,

@@ -21,12 +21,12 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from harness.errors import WinnowError
-from harness.reference import MODEL_FOLDER
+from harness.reference import model_path
 from harness.sweep import failures, job_count, launched, note_failure
 
 log = logging.getLogger(__name__)
 
-OmegaConf.register_new_resolver("reference_model", lambda: str(MODEL_FOLDER), replace=True)
+OmegaConf.register_new_resolver("reference_model", model_path, replace=True)
 
 
 @hydra.main(version_base="1.3", config_path="pkg://conf", config_name="config")

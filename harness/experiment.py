@@ -79,8 +79,12 @@ def prepare(config: DictConfig) -> Cell:
     model_config = read_config(folder)
     family = family_of(model_config)
     check_checkpoint(folder, family, model_config)
-    n_group = int(model_config.get(family.n_group_key) or 1) if family.n_group_key else 1
-    ratio = method.check(family.num_experts(model_config), int(model_config[family.top_k_key]), n_group, config.ratio)
+    ratio = method.check(
+        family.num_experts(model_config),
+        int(model_config[family.top_k_key]),
+        family.router_groups(model_config),
+        config.ratio,
+    )
     fingerprint = model_fingerprint(folder)
     calibration = plain["calibration"] if method.requires else {"name": "none"}
     description = {
@@ -161,6 +165,7 @@ def _statistics(
             top_k=int(model_config[family.top_k_key]),
             tokens=0,
             layers={layer: {} for layer in family.moe_layers(model_config)},
+            n_group=family.router_groups(model_config),
             expert_weights=expert_weights_reader(cell.model, family),
         )
         return empty, None, fingerprints
@@ -281,15 +286,13 @@ def _sizes(stored: dict[str, Any], before: dict[str, Any], layout: str, expandab
     removed rows forbid it, the stored size where nothing is shared).
     """
     names = {"weights_bytes": "weight_bytes"} | {n: n for n in ("parameters", "expert_bytes", "expert_parameters")}
-    compact = layout == "compact"
+    expanded = stored if layout == "plain" else before if expandable else None
     return {
         "layout": layout,
         **{name: stored[key] for name, key in names.items()},
         **{f"baseline_{name}": before[key] for name, key in names.items()},
-        "expanded_weights_bytes": (before if compact else stored)["weight_bytes"]
-        if expandable or not compact
-        else None,
-        "expanded_parameters": (before if compact else stored)["parameters"] if expandable or not compact else None,
+        "expanded_weights_bytes": expanded and expanded["weight_bytes"],
+        "expanded_parameters": expanded and expanded["parameters"],
     }
 
 

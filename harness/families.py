@@ -53,6 +53,10 @@ class Family:
                 return int(config[key])
         raise WinnowError(f"config.json of a {self.model_type} model has none of {', '.join(self.num_experts_keys)}")
 
+    def router_groups(self, config: Mapping[str, Any]) -> int:
+        """The number of groups of a group-limited router, 1 for any other."""
+        return int(config.get(self.n_group_key) or 1) if self.n_group_key else 1
+
     def with_num_experts(self, config: Mapping[str, Any], count: int) -> dict[str, Any]:
         """The config with every key for the number of experts set to ``count``."""
         return {key: count if key in self.num_experts_keys else value for key, value in config.items()}

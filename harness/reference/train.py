@@ -12,6 +12,7 @@ import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -28,27 +29,27 @@ from harness.reference.experts import routed_experts
 
 def build_model(recipe: Recipe) -> Qwen3MoeForCausalLM:
     torch.manual_seed(recipe.seed)
-    model = Qwen3MoeForCausalLM(
-        Qwen3MoeConfig(
-            vocab_size=recipe.vocab_size,
-            hidden_size=recipe.hidden_size,
-            num_hidden_layers=recipe.num_layers,
-            num_attention_heads=recipe.hidden_size // 32,
-            num_key_value_heads=recipe.hidden_size // 64,
-            head_dim=32,
-            intermediate_size=recipe.dense_width,
-            mlp_only_layers=list(recipe.dense_layers),
-            moe_intermediate_size=recipe.expert_width,
-            num_experts=recipe.num_experts,
-            num_experts_per_tok=recipe.top_k,
-            norm_topk_prob=True,
-            tie_word_embeddings=True,
-            max_position_embeddings=2048,
-            bos_token_id=None,
-            eos_token_id=0,
-            pad_token_id=1,
-        )
+    # transformers' checked dataclasses hide their fields from type checkers.
+    settings: dict[str, Any] = dict(
+        vocab_size=recipe.vocab_size,
+        hidden_size=recipe.hidden_size,
+        num_hidden_layers=recipe.num_layers,
+        num_attention_heads=recipe.hidden_size // 32,
+        num_key_value_heads=recipe.hidden_size // 64,
+        head_dim=32,
+        intermediate_size=recipe.dense_width,
+        mlp_only_layers=list(recipe.dense_layers),
+        moe_intermediate_size=recipe.expert_width,
+        num_experts=recipe.num_experts,
+        num_experts_per_tok=recipe.top_k,
+        norm_topk_prob=True,
+        tie_word_embeddings=True,
+        max_position_embeddings=2048,
+        bos_token_id=None,
+        eos_token_id=0,
+        pad_token_id=1,
     )
+    model = Qwen3MoeForCausalLM(Qwen3MoeConfig(**settings))
     ALL_EXPERTS_FUNCTIONS.register("cache_sized", routed_experts)
     model.set_experts_implementation("cache_sized")
     return model
@@ -282,7 +283,7 @@ def train(recipe: Recipe, places: Places, workers: int) -> None:
 
 def export(model: Qwen3MoeForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
     """Write the model in bf16 and its tokenizer in the hub layout."""
-    model.to(torch.bfloat16).save_pretrained(out)
+    model.bfloat16().save_pretrained(out)
     config = json.loads((out / "config.json").read_text())
     # Published Qwen3-MoE configs name the number of experts num_experts; transformers 5 writes the other name only.
     config["num_experts"] = config["num_local_experts"]

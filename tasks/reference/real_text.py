@@ -142,8 +142,8 @@ def split_texts(kind: Kind, split: Split) -> dict[str, str]:
     """
     own = {name: text for name, text in _texts(kind).items() if split_of_name(kind, name) == split}
     if kind == "prose":
-        stronger = ("evaluation", "calibration", "train")
-        stronger = stronger[: stronger.index(split)]
+        order: tuple[Split, ...] = ("evaluation", "calibration", "train")
+        stronger = order[: order.index(split)]
         taken = {
             part.strip()
             for name, text in _texts(kind).items()
