@@ -182,7 +182,7 @@ def train_worker(rank: int, workers: int, rendezvous: str, recipe: Recipe, place
     logged = StepLog.empty(recipe)
     while state["tokens"] < recipe.tokens:
         rows = chunk_rows(tokenizer, recipe, int(state["chunk"]))
-        while state["row"] < len(rows) and state["tokens"] < recipe.tokens:
+        while state["row"] + rows_per_step <= len(rows) and state["tokens"] < recipe.tokens:
             if os.getppid() != parent:
                 raise SystemExit("the training's main process is gone")  # a killed run must not write on
             started = time.monotonic()
@@ -220,7 +220,7 @@ def train_worker(rank: int, workers: int, rendezvous: str, recipe: Recipe, place
             if time.monotonic() - last_save > 60 * places.save_minutes:
                 save()
                 last_save = time.monotonic()
-        if state["row"] >= len(rows):
+        if state["row"] + rows_per_step > len(rows):  # what is left of a chunk is no whole step
             state["chunk"], state["row"] = int(state["chunk"]) + 1, 0
     save()
     bar.close()
@@ -315,7 +315,8 @@ def main() -> None:
     parser.add_argument("--log-dir", type=Path, default=Path("results/reference_model"), help="loss curve, recipe")
     parser.add_argument("--save-minutes", type=float, default=4.0, help="time between saved states")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes of one thread each")
-    parser.add_argument("--dense-layers", type=int, nargs="*", default=[], help="layers with a dense MLP instead")
+    dense = list(Recipe().dense_layers)
+    parser.add_argument("--dense-layers", type=int, nargs="*", default=dense, help="layers with a dense MLP instead")
     for name, default in asdict(Recipe()).items():
         if isinstance(default, int | float):
             parser.add_argument(

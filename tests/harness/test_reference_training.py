@@ -13,8 +13,8 @@ from harness.reference.experts import routed_experts
 from tests.tiny import tiny_model
 
 TINY = Recipe(
-    vocab_size=384, hidden_size=64, num_layers=1, num_experts=8, top_k=2, expert_width=16, tokens=3000, step_tokens=640,
-    max_length=160, chunk_tokens=1500, tokenizer_documents=20,
+    vocab_size=384, hidden_size=64, num_layers=1, dense_layers=(), num_experts=8, top_k=2, expert_width=16, tokens=3000,
+    step_tokens=640, max_length=160, chunk_tokens=1500, tokenizer_documents=20,
 )  # fmt: skip
 
 
