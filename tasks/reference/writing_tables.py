@@ -73,20 +73,20 @@ PLACES = (
     "the steep mountain",
 )
 FEELINGS = (
-    "hope",
-    "joy",
-    "pride",
-    "wonder",
-    "fear",
-    "sadness",
-    "anger",
-    "doubt",
-    "courage",
-    "relief",
-    "surprise",
-    "love",
-    "worry",
-    "peace",
+    "full of hope",
+    "full of joy",
+    "full of pride",
+    "full of wonder",
+    "full of fear",
+    "full of sadness",
+    "full of anger",
+    "full of doubt",
+    "full of courage",
+    "full of relief",
+    "full of surprise",
+    "full of love",
+    "full of worry",
+    "full of peace",
 )
 ENDS = (
     "planted a tree",
@@ -257,10 +257,10 @@ FINDS = (
     "A stranger near {where} gave {N} {thing}.",
 )
 FEELS = (
-    "{N} felt {feeling}.",
-    "Then {he} felt {feeling}.",
-    "In {his} heart {N} felt {feeling}.",
-    "All at once {N} felt {feeling}.",
+    "{N} was {feeling}.",
+    "Then {he} was {feeling}.",
+    "{N} came back {feeling}.",
+    "All at once {N} was {feeling}.",
 )
 FRIENDS = (
     "A friend named {F} came to help.",
