@@ -12,7 +12,7 @@ QUIET_TESTS := HF_HOME=$(CACHES)/hf XDG_CACHE_HOME=$(CACHES) WANDB_MODE=offline
 .PHONY: demo test test-all lint clean
 
 demo: .venv/installed
-	$(BIN)/winnow -m +experiment=demo launcher=joblib hydra.launcher.n_jobs=2
+	$(BIN)/winnow -m +experiment=demo
 	$(BIN)/winnow-report results/demo
 
 test: .venv/tested lint

@@ -1,7 +1,9 @@
 """The command line as a person meets it: what is written where, what is skipped, and one line for every mistake."""
 
 import json
+import logging
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,16 @@ TEXTS = [
     "Tom has 3 apples and buys 4 more.",
     "The mill stood by the river.",
 ]
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_before() -> Iterator[None]:
+    """Hydra leaves handlers on streams that pytest closes; later tests would write to them."""
+    handlers, level = logging.root.handlers[:], logging.root.level
+    yield
+    logging.root.handlers[:] = handlers
+    logging.root.setLevel(level)
+    logging.captureWarnings(False)
 
 
 @pytest.fixture
