@@ -27,7 +27,7 @@ class Recipe:
     top_k: int = 8
     expert_width: int = 48
     balance: float = 1e-4
-    tokens: int = 7_300_000
+    tokens: int = 9_800_000
     step_tokens: int = 4096
     max_length: int = 320
     learning_rate: float = 2e-3
