@@ -174,7 +174,7 @@ def _draw_lines(axes: Axes, results: Results, rows: Sequence[Row], measure: Meas
             zorder=2,
         )
     axes.set_xticks(ratios, [f"{ratio:g}" for ratio in ratios])
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 103)  # the panels share the axis: one that is fitted to the first may cut the second
 
 
 def _block(results: Results, measures: Sequence[Measure], rows: Sequence[Row | None]) -> np.ndarray:
