@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-# Before torch is imported: two OpenMP threads that wait for each other actively can be seventy times slower on a busy
-# machine than one, and tokenizers must not fork while it computes.
+# Before torch is imported: OpenMP threads that wait for each other actively are far slower than one on a busy
+# machine, and tokenizers must not fork while it computes.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Errors come to `main`, which prints one line, instead of being printed by Hydra with its advice.
