@@ -1,10 +1,12 @@
 """Checkpoint folders in the hub layout: read tensor by tensor and checked by their headers.
 
 A *plain* checkpoint is what stock transformers loads. A *compact* one stores every merged expert once, and
-may have another number of experts and another width in each layer; the section ``"winnow"`` of its
-config.json describes it (``route``: the stored expert of each stored router row)::
+may have another number of experts and other widths in each layer; the section ``"winnow"`` of its
+config.json describes it (``width``: one number for all experts of the layer, or in a *ragged* layer one for each;
+``route``: the stored expert of each stored router row)::
 
-    {"version": 1, "layers": {"0": {"experts": 3, "width": 768, "route": [0, 1, 0, 2]}, ...}}
+    {"version": 1, "layers": {"0": {"experts": 3, "width": 768, "route": [0, 1, 0, 2]},
+                              "1": {"experts": 2, "width": [768, 512], "route": [0, 0, 1, 0]}, ...}}
 
 Its other keys stay as they were, so that stock transformers refuses it for its shapes. ``harness.rewrite``
 writes both, ``harness.loading`` loads both.
@@ -87,15 +89,27 @@ def _weight_files(folder: Path) -> list[Path]:
 
 @dataclass(frozen=True)
 class LayerLayout:
-    """What is stored of one MoE layer; row r of the router leads to the stored expert ``route[r]``."""
+    """What is stored of one MoE layer: expert e has ``widths[e]`` channels, router row r leads to ``route[r]``."""
 
-    experts: int
-    width: int
+    widths: tuple[int, ...]
     route: tuple[int, ...]
+
+    @property
+    def experts(self) -> int:
+        return len(self.widths)
 
     @property
     def rows(self) -> int:
         return len(self.route)
+
+    @property
+    def width(self) -> int:
+        """That of the widest expert."""
+        return max(self.widths)
+
+    @property
+    def is_ragged(self) -> bool:
+        return len(set(self.widths)) > 1
 
     @property
     def is_direct(self) -> bool:
@@ -109,24 +123,31 @@ def layer_layouts(config: Mapping[str, Any], family: Family) -> dict[int, LayerL
         moe_layers = family.moe_layers(config)
         if SECTION not in config:
             count = family.num_experts(config)
-            return dict.fromkeys(moe_layers, LayerLayout(count, int(config[family.width_key]), tuple(range(count))))
+            widths = (int(config[family.width_key]),) * count
+            return dict.fromkeys(moe_layers, LayerLayout(widths, tuple(range(count))))
         if config[SECTION]["version"] != 1:
             raise WinnowError(f"config.json: layout version {config[SECTION]['version']} is newer than this winnow")
         stored = config[SECTION]["layers"]
         layouts = {
-            layer: LayerLayout(
-                int(stored[str(layer)]["experts"]),
-                int(stored[str(layer)]["width"]),
-                tuple(stored[str(layer)]["route"]),
-            )
+            layer: LayerLayout(_stored_widths(layer, stored[str(layer)]), tuple(stored[str(layer)]["route"]))
             for layer in moe_layers
         }
     except (KeyError, TypeError, ValueError) as error:
         raise WinnowError(f"config.json does not describe a complete model: {error!r}") from error
     for layer, layout in layouts.items():
-        if set(layout.route) != set(range(layout.experts)):
+        if not layout.experts or set(layout.route) != set(range(layout.experts)):
             raise WinnowError(f"config.json: the route of layer {layer} does not fit its {layout.experts} experts")
     return layouts
+
+
+def _stored_widths(layer: int, stored: Mapping[str, Any]) -> tuple[int, ...]:
+    experts, width = int(stored["experts"]), stored["width"]
+    widths = tuple(width) if isinstance(width, list) else (int(width),) * experts
+    if len(widths) != experts:
+        raise WinnowError(f"config.json: layer {layer} has {experts} experts, but {len(widths)} widths")
+    if any(type(w) is not int or w < 1 for w in widths):
+        raise WinnowError(f"config.json: the width of layer {layer} must be whole numbers of at least 1, not {width}")
+    return widths
 
 
 def config_integer(config: Mapping[str, Any], key: str) -> int:
@@ -147,9 +168,9 @@ def check_checkpoint(folder: Path, family: Family, config: Mapping[str, Any]) ->
     hidden = config_integer(config, "hidden_size")
     expected: dict[str, tuple[int, ...]] = {}
     for layer, layout in layouts.items():
-        for expert in range(layout.experts):
+        for expert, width in enumerate(layout.widths):
             for place, template in enumerate(family.expert_tensors):
-                shape = (hidden, layout.width) if place == DOWN else (layout.width, hidden)
+                shape = (hidden, width) if place == DOWN else (width, hidden)
                 expected[template.format(layer=layer, expert=expert)] = shape
         for template in family.router_tensors:
             name = template.format(layer=layer)
@@ -178,20 +199,29 @@ def expert_weights_reader(folder: Path, family: Family) -> Callable[[int, int], 
     return read
 
 
+def padded(matrix: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
+    """``matrix`` with zeros below and to its right. Exact for an expert: a channel of zeros adds silu(0) * 0 = 0."""
+    if matrix.shape == (rows, columns):
+        return matrix
+    return torch.nn.functional.pad(matrix, (0, columns - matrix.shape[1], 0, rows - matrix.shape[0]))
+
+
 def checkpoint_sizes(folder: Path) -> dict[str, int]:
     """Sizes of a checkpoint as stored, plain or compact.
 
     ``weight_bytes`` the weight files on disk, ``largest_shard_bytes`` the largest of them, ``parameters`` all
-    elements, ``expert_bytes`` and ``expert_parameters`` those of the routed experts.
+    elements, ``expert_bytes`` and ``expert_parameters`` those of the routed experts. ``padding_bytes`` (not on
+    disk) what padding every expert to the widest of its layer adds in the stored dtype, as ``load_model`` does.
     """
     config, reader = read_config(folder), CheckpointReader(folder)
     family = family_of(config)
-    expert_names = [
-        template.format(layer=layer, expert=expert)
-        for layer, layout in layer_layouts(config, family).items()
-        for expert in range(layout.experts)
-        for template in family.expert_tensors
-    ]
+    expert_names: list[str] = []
+    padding_bytes = 0
+    for layer, layout in layer_layouts(config, family).items():
+        for expert, width in enumerate(layout.widths):
+            names = [template.format(layer=layer, expert=expert) for template in family.expert_tensors]
+            expert_names += names
+            padding_bytes += sum(map(reader.nbytes, names)) // width * (layout.width - width)
     file_sizes = [path.stat().st_size for path in reader.files]
     return {
         "weight_bytes": sum(file_sizes),
@@ -199,4 +229,5 @@ def checkpoint_sizes(folder: Path) -> dict[str, int]:
         "parameters": sum(math.prod(reader.shape(name)) for name in reader.names()),
         "expert_bytes": sum(reader.nbytes(name) for name in expert_names),
         "expert_parameters": sum(math.prod(reader.shape(name)) for name in expert_names),
+        "padding_bytes": padding_bytes,
     }

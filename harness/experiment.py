@@ -6,7 +6,7 @@ import platform
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any
 from hydra.utils import get_method, instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from harness.backends.choice import choose
 from harness.calibration import calibrate, wanted_statistics
 from harness.calibration_cache import Collected, model_fingerprint
 from harness.checkpoint import check_checkpoint, checkpoint_sizes, expert_weights_reader
@@ -45,6 +46,15 @@ class Clock:
         started = time.perf_counter()
         yield
         self.seconds[name] = round(time.perf_counter() - started, 3)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a suite gave, and what the backend tells of itself."""
+
+    scores: list[Score] = field(default_factory=list)
+    samples: list[Sample] = field(default_factory=list)
+    engine: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -86,6 +96,10 @@ def prepare(config: DictConfig) -> Cell:
         config.ratio,
     )
     fingerprint = model_fingerprint(folder)
+    tasks = [instantiate(node, _convert_="all") for node in config.suite.tasks.values()]
+    plain["backend"], why = choose(plain["backend"], model_config, tasks)
+    if why:
+        log.info("backend %s: %s", plain["backend"]["name"], why)
     calibration = plain["calibration"] if method.requires else {"name": "none"}
     description = {
         "model": config.model.name,
@@ -94,7 +108,7 @@ def prepare(config: DictConfig) -> Cell:
         "calibration": calibration["name"],
         "seed": config.seed if method.uses_seed else 0,
         "suite": config.suite.name,
-        "backend": config.backend.name,
+        "backend": plain["backend"]["name"],
     }
     identity = {
         "model": {"fingerprint": fingerprint, "dtype": config.model.dtype},
@@ -103,9 +117,13 @@ def prepare(config: DictConfig) -> Cell:
         "suite": plain["suite"],
         "layout": config.layout,
     }
+    if plain["backend"]["open"].get("engine"):
+        identity["engine"] = plain["backend"]["open"]["engine"]
     description["id"] = cell_id(description, identity)
     baseline = description | {"method": "none", "ratio": 0.0, "calibration": "none", "seed": 0}
-    baseline["id"] = cell_id(baseline | {"id": ""}, {key: identity[key] for key in ("model", "suite")})
+    baseline["id"] = cell_id(
+        baseline | {"id": ""}, {key: identity[key] for key in ("model", "suite", "engine") if key in identity}
+    )
     description["baseline"] = baseline["id"]
     return Cell(plain, description, baseline, folder, fingerprint, method, ratio)
 
@@ -145,11 +163,11 @@ def _compute(config: DictConfig, cell: Cell, folder: Path, root: Path, in_sweep:
     write_files(_decision_files(decision, cell.method.name, folder))
     with clock.stage("apply"):
         applied = apply_plan(cell.model, decision.plan, folder / "checkpoint", config.layout, progress=config.progress)
-    scores, samples = evaluate(config, folder / "checkpoint", clock)
+    evaluation = evaluate(cell.config, folder / "checkpoint", clock)
     before = {key.removesuffix("_before"): value for key, value in applied.items() if key.endswith("_before")}
     whole = all(new is not None for layer in decision.plan.layers for new in layer.route)
     sizes = _sizes(applied, before, applied["layout"], expandable=whole)
-    return _record(cell, clock, scores, sizes, fingerprints, decision.plan, collected), samples
+    return _record(cell, clock, evaluation, sizes, fingerprints, decision.plan, collected), evaluation.samples
 
 
 def _statistics(
@@ -208,23 +226,26 @@ def _decision_files(decision: Any, method: str, folder: Path) -> dict[Path, byte
     }
 
 
-def evaluate(config: DictConfig, checkpoint: Path, clock: Clock) -> tuple[list[Score], list[Sample]]:
+def evaluate(config: dict[str, Any], checkpoint: Path, clock: Clock) -> Evaluation:
     """Every task of the suite on the model in ``checkpoint``; nothing is loaded for an empty suite."""
-    scores: list[Score] = []
-    samples: list[Sample] = []
-    if not config.suite.tasks:
-        return scores, samples
+    done = Evaluation()
+    if not config["suite"]["tasks"]:
+        return done
+    model = config["model"]
     with clock.stage("load"):
         backend = instantiate(
-            config.backend.open, folder=str(checkpoint), dtype=config.model.dtype, device=config.model.device
+            config["backend"]["open"], folder=str(checkpoint), dtype=model["dtype"], device=model["device"]
         )
-    for name, node in config.suite.tasks.items():
-        task = instantiate(node, _convert_="all")
-        with clock.stage(f"task_{name}"):
-            result = task.run_on(samples) if hasattr(task, "run_on") else task.run(backend)
-        scores += result.scores
-        samples += result.samples
-    return scores, samples
+    with closing(backend):
+        for name, node in config["suite"]["tasks"].items():
+            task = instantiate(node, _convert_="all")
+            with clock.stage(f"task_{name}"):
+                result = task.run_on(done.samples) if hasattr(task, "run_on") else task.run(backend)
+            done.scores.extend(result.scores)
+            done.samples.extend(result.samples)
+        clock.seconds |= {what: round(seconds, 3) for what, seconds in backend.seconds.items()}
+        done.engine.update(backend.facts)
+    return done
 
 
 def _baseline(config: DictConfig, cell: Cell, root: Path, tracker: Any) -> Record:
@@ -235,20 +256,22 @@ def _baseline(config: DictConfig, cell: Cell, root: Path, tracker: Any) -> Recor
             return store.read(cell.baseline["id"])
         log.info("evaluating the uncompressed model once for all cells")
         clock = Clock()
-        scores, samples = evaluate(config, cell.model, clock)
+        evaluation = evaluate(cell.config, cell.model, clock)
         stored = checkpoint_sizes(cell.model)
         sizes = _sizes(stored, stored, "plain", expandable=True)
-        record = _record(replace(cell, description=cell.baseline), clock, scores, sizes, {"model": cell.fingerprint})
-        store.write(record, samples)
+        record = _record(
+            replace(cell, description=cell.baseline), clock, evaluation, sizes, {"model": cell.fingerprint}
+        )
+        store.write(record, evaluation.samples)
         if tracker is not None:
-            tracker.log_cell(record, samples, root.name)
+            tracker.log_cell(record, evaluation.samples, root.name)
     return record
 
 
 def _record(
     cell: Cell,
     clock: Clock,
-    scores: list[Score],
+    evaluation: Evaluation,
     sizes: dict[str, Any],
     fingerprints: dict[str, str],
     plan: Any = None,
@@ -259,7 +282,8 @@ def _record(
         config=cell.config,
         versions=_versions(),
         fingerprints=fingerprints,
-        scores=scores,
+        scores=evaluation.scores,
+        engine=evaluation.engine,
         sizes=sizes,
         timings=clock.seconds,
         plan={} if plan is None else _plan_summary(plan),
@@ -282,14 +306,16 @@ def _plan_summary(plan: Any) -> dict[str, Any]:
 def _sizes(stored: dict[str, Any], before: dict[str, Any], layout: str, expandable: bool) -> dict[str, Any]:
     """Sizes of a checkpoint beside its uncompressed model's.
 
-    ``expanded_weights_bytes``: what the same model takes with a copy of its expert in every router row (None where
-    removed rows forbid it, the stored size where nothing is shared).
+    ``expanded_weights_bytes``: what the same model takes with a copy of its expert in every router row, at the
+    uncompressed width (None where removed rows forbid it, the stored size where nothing is shared).
+    ``padding_bytes``: what padding every expert to the widest of its layer adds to what is on disk.
     """
     names = {"weights_bytes": "weight_bytes"} | {n: n for n in ("parameters", "expert_bytes", "expert_parameters")}
     expanded = stored if layout == "plain" else before if expandable else None
     return {
         "layout": layout,
         **{name: stored[key] for name, key in names.items()},
+        "padding_bytes": stored["padding_bytes"],
         **{f"baseline_{name}": before[key] for name, key in names.items()},
         "expanded_weights_bytes": expanded and expanded["weight_bytes"],
         "expanded_parameters": expanded and expanded["parameters"],

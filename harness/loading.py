@@ -10,8 +10,9 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.core_model_loading import MergeModulelist
 
-from harness.checkpoint import LayerLayout, check_checkpoint, layer_layouts
+from harness.checkpoint import LayerLayout, check_checkpoint, layer_layouts, padded
 from harness.errors import WinnowError
 from harness.families import Family, family_of, read_config
 
@@ -50,7 +51,7 @@ def load_model(
     device: str | dict[str, Any] = "cpu",
     experts_implementation: str | None = None,
 ) -> PreTrainedModel:
-    """The model, in evaluation mode, every parameter read from the checkpoint.
+    """The model, in evaluation mode, every parameter read from the checkpoint; experts of a ragged layer are padded.
 
     ``dtype`` "auto" is that of the checkpoint. ``device`` is one device, or a device map of transformers
     ("auto" spreads the layers). ``experts_implementation`` as in transformers ("eager", "batched_mm",
@@ -70,7 +71,7 @@ def load_model(
     if experts_implementation is not None:
         options["experts_implementation"] = experts_implementation
     try:
-        with _layers_built_as_stored(family, layouts):
+        with _layers_built_as_stored(family, layouts), _experts_padded_where_ragged(layouts):
             loaded: Any = AutoModelForCausalLM.from_pretrained(folder, **options)
     except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
         raise WinnowError(f"cannot load the model {folder}: {_first_line(error)}") from error
@@ -152,6 +153,31 @@ def _layers_built_as_stored(family: Family, layouts: Mapping[int, LayerLayout]) 
         yield
     finally:
         layer_class.__init__ = original
+
+
+@contextmanager
+def _experts_padded_where_ragged(layouts: Mapping[int, LayerLayout]) -> Iterator[None]:
+    """Meanwhile transformers pads the matrices of a layer's experts to the widest before it stacks them.
+
+    It does so as it reads, a stack at a time. That every expert has the width its layout gives is for
+    ``check_checkpoint`` to say, and that the widest is the layer's for the comparison with the built model.
+    """
+    stacking: Any = MergeModulelist
+    original = stacking.convert
+
+    def convert(self: Any, input_dict: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        for matrices in input_dict.values():
+            rows, columns = (max(matrix.shape[dim] for matrix in matrices) for dim in (0, 1))
+            for index, matrix in enumerate(matrices):
+                matrices[index] = padded(matrix, rows, columns)
+        return original(self, input_dict, *args, **kwargs)
+
+    if any(layout.is_ragged for layout in layouts.values()):
+        stacking.convert = convert
+    try:
+        yield
+    finally:
+        stacking.convert = original
 
 
 @contextmanager

@@ -46,7 +46,8 @@ class Record:
     """Everything that is known of a finished cell.
 
     ``cell`` holds id, model, method, ratio, calibration, seed, suite and backend; ``sizes`` bytes and parameters;
-    ``timings`` seconds by stage; ``expert_usage`` routed-token counts: source -> layer -> one count per expert.
+    ``timings`` seconds by stage; ``engine`` what the backend tells of itself, such as its version;
+    ``expert_usage`` routed-token counts: source -> layer -> one count per expert.
     """
 
     cell: dict[str, Any]
@@ -58,6 +59,7 @@ class Record:
     timings: dict[str, float]
     plan: dict[str, Any] = field(default_factory=dict)
     expert_usage: dict[str, dict[str, list[int]]] = field(default_factory=dict)
+    engine: dict[str, Any] = field(default_factory=dict)
     version: int = RECORD_VERSION
 
     def to_json(self) -> dict[str, Any]:

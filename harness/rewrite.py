@@ -8,7 +8,7 @@ import shutil
 import socket
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -28,6 +28,7 @@ from harness.checkpoint import (
     checkpoint_sizes,
     config_integer,
     layer_layouts,
+    padded,
 )
 from harness.errors import WinnowError
 from harness.families import Family, family_of, read_config
@@ -78,10 +79,11 @@ def apply_plan(
 ) -> dict[str, Any]:
     """Write ``source`` compressed by ``plan`` to the folder ``target``.
 
-    Plain where every layer is pruned to the same number of experts and width (and where the plan is the
-    identity); otherwise compact, or with ``layout="expanded"`` plain again by writing a copy of a merged
-    expert for each of its router rows. A source alone with weight 1 is copied bit by bit; sums are computed
-    in float32 (float64 where the tensors are stored in float32) and rounded once to the stored dtype.
+    Plain where every layer is pruned to the same number of experts and all experts to the same width (and where
+    the plan is the identity); otherwise compact, or with ``layout="expanded"`` plain again by writing a copy of a
+    merged expert for each of its router rows and padding all experts with zeros to the widest. A source alone
+    with weight 1 is copied bit by bit; sums are computed in float32 (float64 where the tensors are stored in
+    float32) and rounded once to the stored dtype.
 
     Holds what is new in one shard and one matrix in the making; what is only copied stays on disk. ``target``
     appears when it is complete; an existing checkpoint there is replaced. A folder that a killed process left
@@ -126,7 +128,14 @@ def _stored_layers(
     if named != sorted(old):
         raise WinnowError(f"the plan is for layers {named}, but the MoE layers of the model are {sorted(old)}")
     by_index = sorted(plan.layers, key=lambda layer: layer.layer)
-    return {layer.layer: _stored_layer(layer, old[layer.layer], top_k, expanded) for layer in by_index}
+    layers = {layer.layer: _stored_layer(layer, old[layer.layer], top_k, expanded) for layer in by_index}
+    if not expanded:
+        return layers
+    widest = max(stored.layout.width for stored in layers.values())  # a plain checkpoint has one width
+    return {
+        layer: replace(stored, layout=replace(stored.layout, widths=(widest,) * stored.layout.experts))
+        for layer, stored in layers.items()
+    }
 
 
 def _stored_layer(plan: "LayerPlan", old: LayerLayout, top_k: int, expanded: bool) -> _StoredLayer:
@@ -140,16 +149,14 @@ def _stored_layer(plan: "LayerPlan", old: LayerLayout, top_k: int, expanded: boo
         raise WinnowError(f"{where}: {len(kept)} router rows are left, but the model selects {top_k} a token")
     for index, expert in enumerate(plan.experts):
         _check_expert(expert, f"{where}, new expert {index}", old)
-    widths = {old.width if e.channels is None else len(e.channels) for e in plan.experts}
-    if len(widths) > 1:
-        raise WinnowError(f"{where}: experts of {sorted(widths)} channels; one layer must have one width")
     if plan.is_pruning:  # an ordinary layer, once its rows stand in the order of its experts
         kept.sort(key=lambda pair: pair[1])
     rows, route = tuple(row for row, _ in kept), tuple(new for _, new in kept)
     experts, homes = plan.experts, tuple(expert.sources[0].expert for expert in plan.experts)
     if expanded:
         experts, homes, route = tuple(experts[new] for new in route), rows, tuple(range(len(rows)))
-    return _StoredLayer(rows, experts, homes, LayerLayout(len(experts), widths.pop(), route))
+    widths = tuple(old.width if e.channels is None else len(e.channels) for e in experts)
+    return _StoredLayer(rows, experts, homes, LayerLayout(widths, route))
 
 
 def _check_expert(expert: "NewExpert", where: str, old: LayerLayout) -> None:
@@ -173,17 +180,21 @@ def _new_config(
     config: Mapping[str, Any], family: Family, layers: Mapping[int, _StoredLayer], expanded: bool
 ) -> dict[str, Any]:
     layouts = {layer: stored.layout for layer, stored in layers.items()}
-    shapes = sorted({(layout.experts, layout.width) for layout in layouts.values()})
-    if len(shapes) == 1 and all(layout.is_direct for layout in layouts.values()):
-        count, width = shapes[0]
-        return family.with_num_experts(config, count) | {family.width_key: width}
+    counts = sorted({layout.experts for layout in layouts.values()})
+    widths = {width for layout in layouts.values() for width in layout.widths}
+    if len(counts) == len(widths) == 1 and all(layout.is_direct for layout in layouts.values()):
+        return family.with_num_experts(config, counts[0]) | {family.width_key: widths.pop()}
     if expanded:
         raise WinnowError(
-            "layout=expanded needs the same number of router rows and channels in every layer, but this plan "
-            f"leaves (rows, channels) {shapes}: use layout=compact"
+            "layout=expanded needs the same number of router rows in every layer, but this plan leaves "
+            f"{' or '.join(map(str, counts))}: use layout=compact"
         )
     section = {
-        str(layer): {"experts": layout.experts, "width": layout.width, "route": list(layout.route)}
+        str(layer): {
+            "experts": layout.experts,
+            "width": list(layout.widths) if layout.is_ragged else layout.width,
+            "route": list(layout.route),
+        }
         for layer, layout in layouts.items()
     }
     return {**config, SECTION: {"version": 1, "layers": section}}
@@ -202,8 +213,13 @@ def _outputs_by_shard(
     def row_selection(name: str, rows: tuple[int, ...]) -> Callable[[], torch.Tensor]:
         return lambda: reader.tensor(name).index_select(0, torch.tensor(rows))
 
-    def new_matrix(expert: "NewExpert", old_names: list[str], place: int) -> Callable[[], torch.Tensor]:
-        return lambda: _matrix(expert, lambda e: reader.tensor(old_names[e]), 1 if place == DOWN else 0)
+    def new_matrix(expert: "NewExpert", width: int, old_names: list[str], place: int) -> Callable[[], torch.Tensor]:
+        def make() -> torch.Tensor:
+            matrix = _matrix(expert, lambda e: reader.tensor(old_names[e]), 1 if place == DOWN else 0)
+            rows, columns = matrix.shape
+            return padded(matrix, rows, width) if place == DOWN else padded(matrix, width, columns)
+
+        return make
 
     def same_matrix(name: str) -> Callable[[], torch.Tensor]:
         return lambda: reader.tensor(name)
@@ -216,11 +232,12 @@ def _outputs_by_shard(
         for place, template in enumerate(family.expert_tensors):
             old_names = [template.format(layer=layer, expert=e) for e in range(old[layer].experts)]
             replaced.update(old_names)
-            for index, (expert, home) in enumerate(zip(stored.experts, stored.homes, strict=True)):
+            together = zip(stored.experts, stored.homes, stored.layout.widths, strict=True)
+            for index, (expert, home, width) in enumerate(together):
                 output = _Output(
                     template.format(layer=layer, expert=index),
                     (layer, place, expert),
-                    new_matrix(expert, old_names, place),
+                    new_matrix(expert, width, old_names, place),
                 )
                 shards[reader.file_of(old_names[home])].append(output)
     for name in reader.names():

@@ -30,27 +30,30 @@ _COMMON = {
 }
 
 
-def tiny_model(family: str, num_experts: int = 8, top_k: int = 2, width: int = 16, seed: int = 0) -> PreTrainedModel:
+def tiny_model(
+    family: str, num_experts: int = 8, top_k: int = 2, width: int = 16, seed: int = 0, hidden: int = 32
+) -> PreTrainedModel:
     """A float32 model with random weights; router weights are wide enough for distinct expert loads."""
     torch.manual_seed(seed)
+    common = _COMMON | {"hidden_size": hidden}
     if family == "qwen3_moe":
         model: PreTrainedModel = Qwen3MoeForCausalLM(
             Qwen3MoeConfig(
-                **_COMMON, head_dim=8, intermediate_size=48, moe_intermediate_size=width, num_experts=num_experts,
+                **common, head_dim=hidden // 4, intermediate_size=48, moe_intermediate_size=width, num_experts=num_experts,
                 num_experts_per_tok=top_k, norm_topk_prob=True, decoder_sparse_step=1, mlp_only_layers=[],
             )
         )  # fmt: skip
     elif family == "mixtral":
         model = MixtralForCausalLM(
             MixtralConfig(
-                **_COMMON, intermediate_size=width, num_local_experts=num_experts, num_experts_per_tok=top_k,
+                **common, intermediate_size=width, num_local_experts=num_experts, num_experts_per_tok=top_k,
                 sliding_window=None,
             )
         )  # fmt: skip
     elif family == "olmoe":
         model = OlmoeForCausalLM(
             OlmoeConfig(
-                **_COMMON, intermediate_size=width, num_experts=num_experts, num_experts_per_tok=top_k,
+                **common, intermediate_size=width, num_experts=num_experts, num_experts_per_tok=top_k,
                 norm_topk_prob=False,
             )
         )  # fmt: skip

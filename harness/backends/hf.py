@@ -1,4 +1,4 @@
-"""The transformers backend: greedy generation with a key-value cache, and log-likelihoods, in batches.
+"""The transformers backend: generation with a key-value cache, and log-likelihoods, in batches.
 
 Requests are sorted by length, so that a batch pads little, and answered in the order given. No special tokens
 are added to any text. All is deterministic; the batch a request falls into changes its result by rounding.
@@ -7,15 +7,27 @@ are added to any text. All is deterministic; the batch a request falls into chan
 import copy
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
+import transformers
 from torch import Tensor
 from tqdm import tqdm
 from transformers import DynamicCache, PreTrainedModel
 
-from harness.backends import LogLikelihood
+from harness.backends import LogLikelihood, Sampling, TokenLogprobs, timed
+from harness.backends.tokens import (
+    Request,
+    cut,
+    decode,
+    encode,
+    prompts_that_fit,
+    scoring_requests,
+    stops_by_prompt,
+    windows,
+)
 from harness.errors import WinnowError
 from harness.loading import load_model, load_tokenizer
 
@@ -23,25 +35,14 @@ from harness.loading import load_model, load_tokenizer
 COMPACT_SHARE = 0.25
 # At most this many logits at once (256 MB in float32): a batch shrinks where the vocabulary is large.
 LOGIT_BUDGET = 2**26
-# Prompt tokens decoded along with an answer, because some tokenizers drop the space that begins a text.
-DECODE_CONTEXT = 8
-
-
-@dataclass(frozen=True)
-class _Request:
-    """A continuation to score: its place in the answer, the tokens before it, and its own."""
-
-    index: int
-    context: tuple[int, ...]
-    continuation: list[int]
+# Scored tokens in a batch on a CPU: what they need then stays in its caches and in memory that is reused.
+CPU_TOKENS = 1024
 
 
 class StopStrings:
     """Tells cheaply whether a growing answer has come to contain one of the stop strings."""
 
     def __init__(self, tokenizer: Any, stop: Sequence[str]) -> None:
-        if "" in stop:
-            raise WinnowError("an empty stop string would end every answer at once: leave it out")
         self._tokenizer, self._stop = tokenizer, tuple(stop)
         self._last = {text[-1] for text in stop}
         # A token is at least a byte of UTF-8, and a stop string may begin inside of one.
@@ -66,14 +67,9 @@ class StopStrings:
         text = self._tokenizer.decode(list(tokens[-self._tail :]), clean_up_tokenization_spaces=False)
         return any(stop in text for stop in self._stop)
 
-    def cut(self, text: str) -> str:
-        """``text`` up to the first stop string in it."""
-        ends = [text.find(stop) for stop in self._stop if stop in text]
-        return text[: min(ends)] if ends else text
-
 
 class HFBackend:
-    """Greedy decoding and scoring with a causal language model of transformers.
+    """Decoding and scoring with a causal language model of transformers.
 
     ``batch_size`` is the number of sequences in a batch; ``max_length`` the longest sequence in tokens
     (default: the model's own). Raises WinnowError where a request does not fit into it.
@@ -88,6 +84,8 @@ class HFBackend:
             raise WinnowError(f"batch_size={batch_size}, max_length={max_length}: needs at least 1 and 2")
         self.model, self.tokenizer, self.batch_size = model.eval(), tokenizer, batch_size
         config = model.config.get_text_config()
+        self.seconds = {"generate": 0.0, "score": 0.0}
+        self.facts: dict[str, Any] = {"version": transformers.__version__}
         self.max_length: int = max_length or getattr(config, "max_position_embeddings", None) or 2048
         self._vocabulary: int = config.vocab_size
         ends = (
@@ -101,46 +99,50 @@ class HFBackend:
             (token for token in (tokenizer.pad_token_id, tokenizer.eos_token_id) if token is not None), 0
         )
 
-    def generate(
-        self, prompts: Sequence[str], max_new_tokens: int, stop: Sequence[str] = (), progress: str = ""
-    ) -> list[str]:
-        """Greedy continuations of at most ``max_new_tokens`` tokens, cut before a stop string or end of text.
+    def close(self) -> None:
+        """Free the model."""
+        del self.model
 
-        A prompt that leaves no room for them is cut on the left.
+    def generate(
+        self,
+        prompts: Sequence[str],
+        max_new_tokens: int,
+        stop: Sequence[str] | Sequence[Sequence[str]] = (),
+        sampling: Sampling | None = None,
+        progress: str = "",
+    ) -> list[str]:
+        """Continuations of at most ``max_new_tokens`` tokens, cut before a stop string or end of text.
+
+        Greedy where ``sampling`` is None. A prompt that leaves no room for them is cut on the left.
         """
-        room = self.max_length - max_new_tokens
-        if max_new_tokens < 1 or room < 1:
-            raise WinnowError(
-                f"max_new_tokens={max_new_tokens}: choose between 1 and {self.max_length - 1}, one less than "
-                "the model's length"
-            )
-        encoded = [(tokens or [self._prefix()])[-room:] for tokens in self._encode(prompts)]
-        stops = StopStrings(self.tokenizer, stop)
+        encoded = prompts_that_fit(self.tokenizer, prompts, max_new_tokens, self.max_length)
+        stops = stops_by_prompt(stop, len(prompts))
+        watches = {texts: StopStrings(self.tokenizer, texts) for texts in set(stops)}
         answers = [""] * len(encoded)
         order = sorted(range(len(encoded)), key=lambda i: -len(encoded[i]))
-        with tqdm(total=len(order), desc=progress, disable=not progress, leave=False) as bar:
+        with (
+            timed(self.seconds, "generate"),
+            tqdm(total=len(order), desc=progress, disable=not progress, leave=False) as bar,
+        ):
             for start in range(0, len(order), self.batch_size):
                 batch = order[start : start + self.batch_size]
-                written = self._continue([encoded[i] for i in batch], max_new_tokens, stops, bar)
+                choice = Choice(sampling, batch)
+                watching = [watches[stops[i]] for i in batch]
+                written = self._continue([encoded[i] for i in batch], max_new_tokens, watching, choice, bar)
                 for i, tokens in zip(batch, written, strict=True):
-                    answers[i] = stops.cut(self._decode(encoded[i], tokens))
+                    answers[i] = cut(decode(self.tokenizer, encoded[i], tokens), stops[i])
         return answers
 
     def loglikelihood(self, pairs: Sequence[tuple[str, str]], progress: str = "") -> list[LogLikelihood]:
-        """The log-likelihood of each continuation, tokenized together with its context as lm-eval does.
+        """The log-likelihood of each continuation, tokenized together with its context (``tokens.scoring_requests``).
 
-        Spaces at the end of a context go to the continuation, and the tokens of both together are split where
-        the tokens of the context alone end. An empty context is the beginning-of-text (or end-of-text) token.
         Continuations of one context share its forward pass.
         """
-        groups: dict[tuple[int, ...], list[_Request]] = defaultdict(list)
-        for request in self._requests(pairs):
+        groups: dict[tuple[int, ...], list[Request]] = defaultdict(list)
+        for request in scoring_requests(self.tokenizer, pairs, self.max_length + 1):
             groups[request.context].append(request)
         results = [LogLikelihood(0.0, 0)] * len(pairs)
-        with (
-            tqdm(total=len(pairs), desc=progress, disable=not progress, leave=False) as bar,
-            torch.inference_mode(),
-        ):
+        with self._work("score", len(pairs), progress) as bar, torch.inference_mode():
             for batch in self._group_batches(groups):
                 for request, logprob in self._score(batch):
                     results[request.index] = LogLikelihood(logprob, len(request.continuation))
@@ -153,82 +155,88 @@ class HFBackend:
         Windows of ``max_length`` tokens, of which each begins with the last token of the one before: every
         token is scored once. A text of fewer than two tokens gives 0.0 over 0 tokens.
         """
-        windows: list[tuple[int, list[int]]] = []
-        for i, tokens in enumerate(self._encode(texts)):
-            starts = range(0, len(tokens) - 1, self.max_length)
-            windows += [(i, tokens[start : start + self.max_length + 1]) for start in starts]
-        windows.sort(key=lambda window: -len(window[1]))
+        parts = [
+            (i, part)
+            for i, tokens in enumerate(encode(self.tokenizer, texts))
+            for part in windows(tokens, self.max_length)
+        ]
         logprobs, counts = [0.0] * len(texts), [0] * len(texts)
         with (
-            tqdm(total=len(windows), desc=progress, disable=not progress, leave=False) as bar,
-            torch.inference_mode(),
+            timed(self.seconds, "score"),
+            tqdm(total=len(parts), desc=progress, disable=not progress, leave=False) as bar,
         ):
-            while windows:
-                rows = max(1, min(self.batch_size, self._positions() // len(windows[0][1])))
-                batch, windows = windows[:rows], windows[rows:]
-                # Padding on the right and causal attention: no token sees any, so no mask is needed.
-                inputs, _ = self._pad_right([tokens[:-1] for _, tokens in batch])
-                logits = self.model(input_ids=inputs, use_cache=False).logits
-                for (i, _), part in zip(batch, _gather(logits, [tokens[1:] for _, tokens in batch]), strict=True):
-                    logprobs[i] += float(part.double().sum())
-                    counts[i] += len(part)
+            for batch, logits in self._forward_all([part for _, part in parts]):
+                for place, logprob in zip(batch, _gather(logits, [parts[k][1][1:] for k in batch]), strict=True):
+                    logprobs[parts[place][0]] += float(logprob.double().sum())
+                    counts[parts[place][0]] += len(logprob)
                 bar.update(len(batch))
         return [LogLikelihood(*both) for both in zip(logprobs, counts, strict=True)]
 
-    # Tokens
+    def token_logprobs(self, texts: Sequence[str], top: int, progress: str = "") -> list[TokenLogprobs]:
+        """For every token of each text but the first: its log-probability, and the ``top`` likeliest tokens instead.
 
-    def _encode(self, texts: Sequence[str]) -> list[list[int]]:
-        if not texts:
-            return []
-        encoded: list[list[int]] = self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
-        return encoded
+        Raises WinnowError for a text that is longer than the model's length.
+        """
+        encoded = encode(self.tokenizer, texts)
+        longest = max(map(len, encoded), default=0)
+        if longest > self.max_length + 1 or not 1 <= top <= self._vocabulary:
+            raise WinnowError(
+                f"top={top}, longest text of {longest} tokens: needs 1 to {self._vocabulary} and at most "
+                f"{self.max_length + 1}"
+            )
+        results: list[TokenLogprobs] = [TokenLogprobs.empty(tokens, top) for tokens in encoded]
+        scored = [i for i, tokens in enumerate(encoded) if len(tokens) > 1]
+        with (
+            timed(self.seconds, "score"),
+            tqdm(total=len(scored), desc=progress, disable=not progress, leave=False) as bar,
+        ):
+            for batch, logits in self._forward_all([encoded[i] for i in scored]):
+                for row, place in enumerate(batch):
+                    tokens = encoded[scored[place]]
+                    logprobs = logits[row, : len(tokens) - 1].float().log_softmax(-1)
+                    best = logprobs.topk(top, dim=-1)
+                    own = logprobs[torch.arange(len(tokens) - 1), tokens[1:]]
+                    results[scored[place]] = TokenLogprobs(
+                        np.array(tokens[1:]),
+                        own.cpu().numpy(),
+                        best.indices.cpu().numpy(),
+                        best.values.cpu().numpy(),
+                    )
+                bar.update(len(batch))
+        return results
 
-    def _decode(self, prompt: list[int], tokens: list[int]) -> str:
-        before = prompt[-DECODE_CONTEXT:]
-        options = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
-        start: str = self.tokenizer.decode(before, **options)
-        both: str = self.tokenizer.decode(before + tokens, **options)
-        if both.startswith(start):
-            return both[len(start) :]
-        alone: str = self.tokenizer.decode(tokens, **options)
-        return alone
-
-    def _prefix(self) -> int:
-        for token in (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id):
-            if token is not None:
-                return int(token)
-        raise WinnowError("an empty context needs a beginning- or end-of-text token, and the tokenizer has neither")
-
-    def _requests(self, pairs: Sequence[tuple[str, str]]) -> Iterator[_Request]:
-        contexts = [context.rstrip() for context, _ in pairs]
-        whole = self._encode([context + continuation for context, continuation in pairs])
-        alone = dict(zip(set(contexts), self._encode(list(set(contexts))), strict=True))
-        for i, (context, tokens) in enumerate(zip(contexts, whole, strict=True)):
-            if len(pairs[i][0]) + len(pairs[i][1]) == len(context):
-                raise WinnowError(f"request {i}: the continuation to score is empty")
-            # A merge across the border may leave the context more tokens than both together have.
-            split = min(len(alone[context]), len(tokens) - 1)
-            before, continuation = tokens[:split] or [self._prefix()], tokens[split:]
-            if len(continuation) > self.max_length:
-                raise WinnowError(
-                    f"request {i}: a continuation of {len(continuation)} tokens is longer than max_length="
-                    f"{self.max_length}; raise max_length or shorten the text"
-                )
-            yield _Request(i, tuple(before[-(self.max_length + 1 - len(continuation)) :]), continuation)
+    @contextmanager
+    def _work(self, what: str, total: int, progress: str) -> Iterator[Any]:
+        """A progress bar over ``total`` requests, whose time counts as ``what``."""
+        with timed(self.seconds, what), tqdm(total=total, desc=progress, disable=not progress, leave=False) as bar:
+            yield bar
 
     # Batches
 
     def _positions(self) -> int:
-        return max(1, LOGIT_BUDGET // self._vocabulary)
+        by_logits = max(1, LOGIT_BUDGET // self._vocabulary)
+        return min(by_logits, CPU_TOKENS) if self.model.device.type == "cpu" else by_logits
 
-    def _group_batches(self, groups: dict[tuple[int, ...], list[_Request]]) -> Iterator[list[list[_Request]]]:
+    def _forward_all(self, sequences: Sequence[list[int]]) -> Iterator[tuple[list[int], Tensor]]:
+        """Batches of sequences, longest first, each without its last token: (their places, logits [n, width, V])."""
+        order = sorted(range(len(sequences)), key=lambda i: -len(sequences[i]))
+        with torch.inference_mode():
+            while order:
+                rows = max(1, min(self.batch_size, self._positions() // len(sequences[order[0]])))
+                batch, order = order[:rows], order[rows:]
+                # Padding on the right and causal attention: no token sees any, so no mask is needed.
+                inputs, _ = self._pad_right([sequences[i][:-1] for i in batch])
+                yield batch, self.model(input_ids=inputs, use_cache=False).logits
+
+    def _group_batches(self, groups: dict[tuple[int, ...], list[Request]]) -> Iterator[list[list[Request]]]:
         """Groups of one context each, longest first, with at most ``batch_size`` requests together."""
-        batch: list[list[_Request]] = []
+        batch: list[list[Request]] = []
         size = 0
         for context in sorted(groups, key=lambda context: (-len(context), context)):
             for start in range(0, len(groups[context]), self.batch_size):
                 group = groups[context][start : start + self.batch_size]
-                if size + len(group) > self.batch_size:
+                width = len(batch[0][0].context) if batch else 0
+                if batch and (size + len(group) > self.batch_size or (len(batch) + 1) * width > self._positions()):
                     yield batch
                     batch, size = [], 0
                 batch.append(group)
@@ -269,8 +277,10 @@ class HFBackend:
         return cache, mask, self._forward(ids, mask, positions, cache, last=True)[:, -1]
 
     @torch.inference_mode()
-    def _continue(self, prompts: list[list[int]], max_new: int, stops: StopStrings, bar: Any) -> list[list[int]]:
-        """The tokens that greedy decoding adds to each prompt, without end-of-text tokens."""
+    def _continue(
+        self, prompts: list[list[int]], max_new: int, stops: list[StopStrings], choice: "Choice", bar: Any
+    ) -> list[list[int]]:
+        """The tokens that are added to each prompt, without end-of-text tokens."""
         cache, prompt_mask, logits = self._start(prompts)
         width = prompt_mask.shape[1]
         mask = torch.cat([prompt_mask, prompt_mask.new_ones(len(prompts), max_new)], dim=1)
@@ -278,14 +288,14 @@ class HFBackend:
         written: list[list[int]] = [[] for _ in prompts]
         rows, running = list(range(len(prompts))), [True] * len(prompts)
         for step in range(1, max_new + 1):
-            chosen = logits.argmax(-1)
+            chosen = choice(logits, rows)
             for i, token in enumerate(chosen.tolist()):
                 if not running[i]:
                     continue
                 answer = written[rows[i]]
                 if token not in self._end:
                     answer.append(token)
-                if token in self._end or step == max_new or stops.reached(answer):
+                if token in self._end or step == max_new or stops[rows[i]].reached(answer):
                     running[i] = False
                     bar.update()
             active = sum(running)
@@ -300,12 +310,12 @@ class HFBackend:
             positions = positions + 1
         return written
 
-    def _score(self, groups: list[list[_Request]]) -> Iterator[tuple[_Request, float]]:
+    def _score(self, groups: list[list[Request]]) -> Iterator[tuple[Request, float]]:
         """Score the continuations of a batch of contexts: the contexts once, then what follows each."""
         contexts = [group[0].context for group in groups]
         cache, mask, last = self._start(contexts)
         first = last.float().log_softmax(-1)
-        rest: list[tuple[int, _Request]] = []
+        rest: list[tuple[int, Request]] = []
         scores: dict[int, float] = {}
         for row, group in enumerate(groups):
             for request in group:
@@ -327,6 +337,29 @@ class HFBackend:
             logprobs = _gather(logits, [request.continuation[1:] for _, request in part])
             for (_, request), logprob in zip(part, logprobs, strict=True):
                 yield request, scores[request.index] + float(logprob.double().sum())
+
+
+class Choice:
+    """The next token of each sequence of a batch: the likeliest, or a draw with a stream of numbers of its own.
+
+    A draw depends on the seed and on the place of the prompt among the prompts, not on its batch.
+    """
+
+    def __init__(self, sampling: Sampling | None, places: Sequence[int]) -> None:
+        self._sampling = sampling
+        if sampling is not None:
+            self._streams = [np.random.default_rng([sampling.seed, place]) for place in places]
+
+    def __call__(self, logits: Tensor, rows: Sequence[int]) -> Tensor:
+        """(n,) tokens for ``logits`` (n, V) of the sequences ``rows`` of the batch."""
+        if self._sampling is None:
+            return logits.argmax(-1)
+        ordered, tokens = (logits.float() / self._sampling.temperature).softmax(-1).sort(-1, descending=True)
+        before = ordered.cumsum(-1) - ordered  # a token stays while those before it hold less than top_p
+        kept = ordered.masked_fill(before >= self._sampling.top_p, 0.0).cumsum(-1)
+        draws = torch.tensor([self._streams[row].random() for row in rows], device=logits.device)
+        places = torch.searchsorted(kept, (draws * kept[:, -1])[:, None], right=True).clamp(max=kept.shape[-1] - 1)
+        return tokens.gather(-1, places)[:, 0]
 
 
 def _select(cache: DynamicCache, rows: Tensor) -> DynamicCache:

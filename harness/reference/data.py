@@ -20,14 +20,14 @@ class Recipe:
 
     vocab_size: int = 2048
     hidden_size: int = 128
-    num_layers: int = 4
-    dense_layers: tuple[int, ...] = (0, 2)
-    dense_width: int = 384
+    num_layers: int = 5
+    dense_layers: tuple[int, ...] = (0, 2, 4)
+    dense_width: int = 640
     num_experts: int = 128
     top_k: int = 8
-    expert_width: int = 48
+    expert_width: int = 32
     balance: float = 1e-4
-    tokens: int = 9_800_000
+    tokens: int = 8_500_000
     step_tokens: int = 4096
     max_length: int = 320
     learning_rate: float = 2e-3
@@ -36,7 +36,7 @@ class Recipe:
     weight_decay: float = 0.1
     prompt_weight: float = 0.25
     shares: tuple[tuple[str, float], ...] = (
-        ("code", 0.22), ("math", 0.38), ("writing", 0.12), ("knowledge", 0.14), ("real_text", 0.14),
+        ("code", 0.22), ("math", 0.36), ("writing", 0.14), ("knowledge", 0.14), ("real_text", 0.14),
     )  # fmt: skip
     chunk_tokens: int = 500_000
     tokenizer_documents: int = 4_000

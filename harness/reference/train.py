@@ -195,7 +195,7 @@ def train_worker(rank: int, workers: int, rendezvous: str, recipe: Recipe, place
             weights = batch.weights[:, 1:]
             loss = (token_loss * weights).sum() / recipe.step_tokens
             (loss + recipe.balance * balance / workers).backward()
-            log = StepLog.of(token_loss.detach(), batch, load, real)
+            log = StepLog.of(token_loss.detach(), batch, load, real, len(names))
             sum_over_workers([p.grad for p in parameters if p.grad is not None])
             sum_over_workers([log.values])
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -244,17 +244,16 @@ class StepLog:
         return StepLog(torch.zeros(size, dtype=torch.float64), len(recipe.shares), recipe.moe_layers)
 
     @staticmethod
-    def of(token_loss: torch.Tensor, batch: Batch, load: torch.Tensor, real: torch.Tensor) -> "StepLog":
+    def of(token_loss: torch.Tensor, batch: Batch, load: torch.Tensor, real: torch.Tensor, domains: int) -> "StepLog":
         answers = batch.weights[:, 1:] == 1.0
-        domains = batch.domains[:, 1:][answers]
-        count = len(Recipe().shares)
+        domain = batch.domains[:, 1:][answers]
         parts = [
             real.sum()[None],
-            torch.bincount(domains, token_loss[answers].double(), minlength=count),
-            torch.bincount(domains, minlength=count),
+            torch.bincount(domain, token_loss[answers].double(), minlength=domains),
+            torch.bincount(domain, minlength=domains),
             load.flatten(),
         ]
-        return StepLog(torch.cat([p.double() for p in parts]), count, load.shape[0])
+        return StepLog(torch.cat([p.double() for p in parts]), domains, load.shape[0])
 
     @property
     def tokens(self) -> int:

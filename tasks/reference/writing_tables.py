@@ -6,20 +6,6 @@ In templates ``{N}`` is the main person's name, ``{he}`` and ``{his}`` are prono
 HE = ("Tom", "Sam", "Ben", "Max", "Leo", "Jack", "Paul", "Omar", "Finn", "Hugo")
 SHE = ("Ann", "Mia", "Eva", "Zoe", "Lily", "Rosa", "Nina", "Emma", "Kate", "Ruth")
 
-MOODS = (
-    "shy",
-    "kind",
-    "brave",
-    "quiet",
-    "clever",
-    "young",
-    "old",
-    "tired",
-    "poor",
-    "proud",
-    "merry",
-    "honest",
-)
 ROLES = (
     "baker",
     "farmer",
@@ -73,20 +59,24 @@ PLACES = (
     "the steep mountain",
 )
 FEELINGS = (
-    "full of hope",
-    "full of joy",
-    "full of pride",
-    "full of wonder",
-    "full of fear",
-    "full of sadness",
-    "full of anger",
-    "full of doubt",
-    "full of courage",
-    "full of relief",
-    "full of surprise",
-    "full of love",
-    "full of worry",
-    "full of peace",
+    "trembled with fear",
+    "jumped for joy",
+    "sighed with relief",
+    "blushed with pride",
+    "wept with sadness",
+    "stared in wonder",
+    "gasped in surprise",
+    "shook with anger",
+    "smiled with hope",
+    "glowed with love",
+    "frowned in doubt",
+    "laughed with delight",
+    "burned with envy",
+    "ached with longing",
+    "blinked in confusion",
+    "hummed with content",
+    "groaned in despair",
+    "cheered with courage",
 )
 ENDS = (
     "planted a tree",
@@ -257,10 +247,10 @@ FINDS = (
     "A stranger near {where} gave {N} {thing}.",
 )
 FEELS = (
-    "{N} was {feeling}.",
-    "Then {he} was {feeling}.",
-    "{N} came back {feeling}.",
-    "All at once {N} was {feeling}.",
+    "{N} {feeling}.",
+    "All at once {he} {feeling}.",
+    "For a while {N} {feeling}.",
+    "With a full heart {he} {feeling}.",
 )
 FRIENDS = (
     "A friend named {F} came to help.",

@@ -52,6 +52,31 @@ def sliced(plan: CompressionPlan, *channels: list[int]) -> CompressionPlan:
     )
 
 
+def narrowed(plan: CompressionPlan, *widths: list[int | None], width: int = 16) -> CompressionPlan:
+    """The same plan with ``widths[layer][e]`` random channels kept in new expert e; all of them, in place, for None."""
+    shuffle = random.Random(7)
+
+    def kept(count: int | None) -> tuple[int, ...] | None:
+        return None if count is None else tuple(shuffle.sample(range(width), count))
+
+    return CompressionPlan(
+        tuple(
+            LayerPlan(
+                p.layer,
+                tuple(NewExpert(e.sources, kept(count)) for e, count in zip(p.experts, counts, strict=True)),
+                p.route,
+            )
+            for p, counts in zip(plan.layers, widths, strict=True)
+        )
+    )
+
+
+def ragged_plan() -> CompressionPlan:
+    """Merged groups and a removed row in layer 0, five of eight rows in layer 1; experts of many widths in both."""
+    merging = merged_layer(0, [[0, 3], [1], [2, 5, 7], [4, 6]], permute=True, removed=(6,))
+    return narrowed(CompressionPlan((merging, prune(1, 8, [0, 2, 3, 6, 7]))), [5, None, 12, 1], [4, 9, 4, 13, 8])
+
+
 def identity_plan(layers: int = 2, num_experts: int = 8) -> CompressionPlan:
     return CompressionPlan(tuple(identity(layer, num_experts) for layer in range(layers)))
 

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from harness.checkpoint import (
+    DOWN,
     INDEX,
     WEIGHTS,
     CheckpointReader,
@@ -15,9 +16,12 @@ from harness.checkpoint import (
     checkpoint_sizes,
     expert_weights_reader,
     layer_layouts,
+    padded,
 )
 from harness.errors import WinnowError
 from harness.families import FAMILIES, family_of, read_config
+from harness.rewrite import apply_plan
+from tests.harness.compressed import ragged_plan
 from tests.tiny import FAMILY_NAMES, save_tiny
 
 
@@ -102,6 +106,7 @@ def test_sizes_count_every_parameter(tmp_path):
     assert sizes["expert_parameters"] == 2 * 8 * 3 * 16 * 32
     assert sizes["expert_bytes"] == 4 * sizes["expert_parameters"]
     assert (sizes["weight_bytes"], sizes["largest_shard_bytes"]) == (sum(files), max(files))
+    assert sizes["padding_bytes"] == 0
 
 
 def test_no_weights(single):
@@ -173,6 +178,10 @@ def test_an_incomplete_config(single):
             check_checkpoint(single, FAMILIES["qwen3_moe"], {k: v for k, v in config.items() if k != key})
 
 
+def two_experts(width) -> dict:
+    return {"version": 1, "layers": {layer: {"experts": 2, "width": width, "route": [0, 1]} for layer in "01"}}
+
+
 @pytest.mark.parametrize(
     ("section", "message"),
     [
@@ -182,9 +191,56 @@ def test_an_incomplete_config(single):
             {"version": 1, "layers": dict.fromkeys("01", {"experts": 2, "width": 16, "route": [0, 2]})},
             "route",
         ),
+        ({"version": 1, "layers": dict.fromkeys("01", {"experts": 0, "width": [], "route": []})}, "route"),
+        (two_experts([16]), "layer 0 has 2 experts, but 1 widths"),
+        (two_experts([16, 8, 4]), "layer 0 has 2 experts, but 3 widths"),
+        (two_experts([]), "layer 0 has 2 experts, but 0 widths"),
+        (two_experts([16, 0]), "whole numbers of at least 1"),
+        (two_experts([16, -8]), "whole numbers of at least 1"),
+        (two_experts([16, 8.5]), "whole numbers of at least 1"),
+        (two_experts([16, None]), "whole numbers of at least 1"),
+        (two_experts([16, [8]]), "whole numbers of at least 1"),
+        (two_experts(0), "whole numbers of at least 1"),
+        (two_experts(None), "complete"),
+        (two_experts({"0": 16}), "complete"),
+        (two_experts("wide"), "complete"),
     ],
 )
 def test_a_broken_compact_section(single, section, message):
     change_config(single, winnow=section)
-    with pytest.raises(WinnowError, match=message):
+    with pytest.raises(WinnowError, match=message) as caught:
         layer_layouts(read_config(single), FAMILIES["qwen3_moe"])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_layer_has_one_width_or_one_for_each_expert():
+    config = {"num_hidden_layers": 2, "winnow": two_experts([16, 8])}
+    config["winnow"]["layers"]["1"] = {"experts": 2, "width": 16, "route": [1, 0, 1]}
+    first, second = layer_layouts(config, FAMILIES["qwen3_moe"]).values()
+    assert (first.widths, first.width, first.experts, first.is_ragged) == ((16, 8), 16, 2, True)
+    assert (second.widths, second.width, second.experts, second.is_ragged) == ((16, 16), 16, 2, False)
+
+
+@pytest.mark.parametrize("name", FAMILY_NAMES)
+@pytest.mark.parametrize("place", range(3))
+def test_every_expert_is_held_to_its_own_width(originals, tmp_path, name, place):
+    family, target = FAMILIES[name], tmp_path / "out"
+    apply_plan(originals[name][0], ragged_plan(), target, progress=False)
+    check(target)
+    assert load_file(target / WEIGHTS)[family.expert_tensors[DOWN].format(layer=1, expert=3)].shape == (32, 13)
+    tensor = family.expert_tensors[place].format(layer=1, expert=2)  # 4 channels become the 13 of the widest
+
+    def widen(tensors):
+        rows, columns = (32, 13) if place == DOWN else (13, 32)
+        tensors[tensor] = padded(tensors[tensor], rows, columns)
+
+    change_weights(target, widen)
+    with pytest.raises(WinnowError, match=f"{tensor} has shape"):
+        check(target)
+
+
+def test_padding_puts_zeros_behind_the_channels():
+    matrix = torch.arange(1.0, 7.0).reshape(2, 3)
+    assert padded(matrix, 2, 3) is matrix
+    expected = torch.tensor([[1.0, 2.0, 3.0, 0.0], [4.0, 5.0, 6.0, 0.0], [0.0, 0.0, 0.0, 0.0]])
+    assert torch.equal(padded(matrix, 3, 4), expected)

@@ -6,7 +6,9 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
+from harness.backends import Sampling
 from harness.backends.hf import HFBackend, StopStrings
+from harness.backends.tokens import cut
 from harness.errors import WinnowError
 from tests.tiny import FAMILY_NAMES, byte_tokenizer, tiny_model
 
@@ -122,7 +124,7 @@ def test_stop_strings_over_several_tokens_and_inside_one_character() -> None:
     assert [stops.reached(tokens[: i + 1]) for i in range(len(tokens))] == [False] * (len(tokens) - 1) + [True]
     tokens = tokenizer.encode("x\ny\n\n")
     assert stops.reached(tokens) and not stops.reached(tokens[:-1])
-    assert stops.cut("x\ny\n\nz né") == "x\ny" and stops.cut("none") == "none"
+    assert cut("x\ny\n\nz né", ["\n\n", "né"]) == "x\ny" and cut("none", ["\n\n"]) == "none"
 
 
 def test_log_likelihoods_equal_those_one_by_one() -> None:
@@ -228,3 +230,63 @@ def test_requests_that_cannot_be_served_say_why() -> None:
     tokenizer.eos_token = None
     with pytest.raises(WinnowError, match="neither"):
         HFBackend(model, tokenizer).generate([""], 2)
+
+
+def test_each_prompt_may_have_its_own_stop_strings() -> None:
+    backend, prompts = HFBackend(text_model("olmoe"), byte_tokenizer()), texts(3, seed=1)
+    free = backend.generate(prompts, 30)
+    stops = [[free[0][9:11]], [], [free[2][4], free[2][1]]]
+    expected = [
+        text[: min((text.find(s) for s in own if s in text), default=99)] for text, own in zip(free, stops, strict=True)
+    ]
+    assert backend.generate(prompts, 30, stops) == expected
+
+
+def test_draws_follow_the_distribution_and_depend_on_nothing_but_seed_and_place() -> None:
+    model, tokenizer = text_model("qwen3_moe"), byte_tokenizer()
+    prompt, count = "ab", 4000
+    drawn = HFBackend(model, tokenizer, 1000).generate([prompt] * count, 1, sampling=Sampling(0.7, 0.8, seed=3))
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([tokenizer.encode(prompt)])).logits[0, -1].double()
+    # The distribution by hand: softmax at temperature 0.7, the fewest likeliest tokens that hold 0.8, renormalised.
+    expected: dict[str, float] = {}
+    held = 0.0
+    for probability, token in sorted(zip((logits / 0.7).softmax(-1).tolist(), range(300), strict=True), reverse=True):
+        if held >= 0.8:
+            break
+        text = tokenizer.decode([token], skip_special_tokens=True)
+        expected[text] = expected.get(text, 0.0) + probability
+        held += probability
+    assert set(drawn) <= set(expected)
+    for text, probability in expected.items():
+        share = probability / held
+        assert drawn.count(text) / count == pytest.approx(share, abs=5 * (share * (1 - share) / count) ** 0.5 + 1e-3)
+    sampling = Sampling(1.0, seed=1)
+    prompts = texts(5)
+    together = HFBackend(model, tokenizer, 128).generate(prompts, 12, sampling=sampling)
+    assert HFBackend(model, tokenizer, 2).generate(prompts, 12, sampling=sampling) == together
+    assert HFBackend(model, tokenizer).generate(prompts, 12, sampling=Sampling(1.0, seed=2)) != together
+    for wrong in ({"temperature": 0.0}, {"top_p": 0.0}, {"top_p": 1.5}):
+        with pytest.raises(WinnowError, match="temperature="):
+            Sampling(**wrong)
+
+
+def test_log_probabilities_of_given_tokens_and_of_the_likeliest() -> None:
+    model, tokenizer = tiny_model("mixtral"), byte_tokenizer()
+    documents = ["once upon a time", "x", "", "12 apples and 7"]
+    results = HFBackend(model, tokenizer, batch_size=2).token_logprobs(documents, top=5)
+    for document, result in zip(documents, results, strict=True):
+        tokens = tokenizer.encode(document)
+        assert result.tokens.tolist() == tokens[1:]
+        assert result.top_tokens.shape == result.top_logprobs.shape == (max(0, len(tokens) - 1), 5)
+        if len(tokens) > 1:
+            with torch.no_grad():
+                expected = model(input_ids=torch.tensor([tokens])).logits[0, :-1].double().log_softmax(-1)
+            own, best = expected[range(len(tokens) - 1), tokens[1:]], expected.topk(5).values
+            assert result.logprobs.tolist() == pytest.approx(own.tolist(), abs=1e-4)
+            assert result.top_logprobs.ravel().tolist() == pytest.approx(best.ravel().tolist(), abs=1e-4)
+            assert (expected.gather(1, torch.tensor(result.top_tokens)) - best).abs().max() < 1e-4
+    with pytest.raises(WinnowError, match="top=0"):
+        HFBackend(model, tokenizer).token_logprobs(["ab"], top=0)
+    with pytest.raises(WinnowError, match="at most 9"):
+        HFBackend(model, tokenizer, max_length=8).token_logprobs(["a" * 10], top=1)

@@ -5,9 +5,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
+from transformers.core_model_loading import MergeModulelist
 
 from harness.errors import WinnowError
-from harness.families import FAMILIES
+from harness.families import FAMILIES, read_config
 from harness.loading import load_model, load_tokenizer, resolve_checkpoint
 from harness.rewrite import apply_plan
 from methods.plan import CompressionPlan, LayerPlan, NewExpert, Source
@@ -17,7 +18,9 @@ from tests.harness.compressed import (
     logits,
     merged,
     merged_layer,
+    narrowed,
     pruned,
+    ragged_plan,
     sliced,
 )
 from tests.tiny import FAMILY_NAMES, save_tiny, tiny_model
@@ -114,9 +117,14 @@ def _with_masked_logits(router, linear, mask):
             ),
             "compact",
         ),
+        (ragged_plan(), "compact"),
+        (narrowed(identity_plan(), [16, 3] * 4, [5, 6, 7, 8] * 2), "compact"),
     ],
-    ids=["merged", "permuted", "non-uniform", "merged, sliced", "pruned, sliced", "merged, pruned"],
-)
+    ids=[
+        "merged", "permuted", "non-uniform", "merged, sliced", "pruned, sliced", "merged, pruned", "ragged, merged",
+        "ragged",
+    ],
+)  # fmt: skip
 def test_every_plan_equals_brute_force(originals, tmp_path, name, plan, layout):
     sizes = apply_plan(originals[name], plan, tmp_path / "out", progress=False)
     assert sizes["layout"] == layout
@@ -129,6 +137,67 @@ def test_every_plan_equals_brute_force(originals, tmp_path, name, plan, layout):
     )
     torch.testing.assert_close(loaded_logits(tmp_path / "out"), expected, atol=1e-5, rtol=1e-5, check_dtype=False)
     assert (logits(tiny_model(name)) - expected).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("name", FAMILY_NAMES)
+def test_ragged_is_the_original_with_the_dropped_channels_zeroed(originals, tmp_path, name):
+    plan = narrowed(identity_plan(), [16, 3] * 4, [5, 6, 7, 8] * 2)
+    apply_plan(originals[name], plan, tmp_path / "out", progress=False)
+    model = tiny_model(name)
+    for layer, layer_plan in zip(model.model.layers, plan.layers, strict=True):
+        for expert, new in enumerate(layer_plan.experts):
+            dropped = [channel for channel in range(16) if channel not in new.channels]
+            layer.mlp.experts.down_proj.data[expert][:, dropped] = 0
+    torch.testing.assert_close(loaded_logits(tmp_path / "out"), logits(model), atol=1e-5, rtol=1e-5)
+    assert (logits(tiny_model(name)) - logits(model)).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("name", FAMILY_NAMES)
+def test_a_ragged_layer_is_as_wide_as_its_widest_and_zero_behind_each_expert(originals, tmp_path, name):
+    stacking = MergeModulelist.convert
+    apply_plan(originals[name], ragged_plan(), tmp_path / "out", progress=False)
+    model = load_model(tmp_path / "out")
+    assert MergeModulelist.convert is stacking
+    for layer, widths in enumerate([[5, 16, 12, 1], [4, 9, 4, 13, 8]]):
+        experts = model.model.layers[layer].mlp.experts
+        gate, up = experts.gate_up_proj.chunk(2, dim=1)
+        assert experts.down_proj.shape == (len(widths), 32, max(widths))
+        for expert, width in enumerate(widths):
+            for matrix in (gate[expert], up[expert], experts.down_proj[expert].T):
+                assert matrix[:width].all() and not matrix[width:].any()
+
+
+@pytest.mark.parametrize("implementation", ["eager", "batched_mm", "grouped_mm"])
+def test_every_experts_implementation_runs_ragged_layers(originals, tmp_path, implementation):
+    plan = narrowed(merged(*GROUPS), [5, 16, 12, 1], [8, 3, 4])
+    apply_plan(originals["qwen3_moe"], plan, tmp_path / "out", progress=False)
+    model = load_model(tmp_path / "out", experts_implementation=implementation)
+    expected = brute_force_logits(tiny_model("qwen3_moe"), plan)
+    torch.testing.assert_close(logits(model), expected, atol=1e-5, rtol=1e-5, check_dtype=False)
+
+
+def test_the_widest_expert_decides_whether_grouped_mm_runs(originals, tmp_path):
+    for width, implementation in ((8, "grouped_mm"), (7, "eager")):
+        plan = narrowed(identity_plan(), [width] + [5] * 7, [width] + [3] * 7)
+        apply_plan(originals["olmoe"], plan, tmp_path / implementation, progress=False)
+        model = load_model(tmp_path / implementation)
+        assert model.config._experts_implementation == implementation
+    with pytest.raises(WinnowError, match="choose eager"):
+        load_model(tmp_path / "eager", experts_implementation="grouped_mm")
+
+
+@pytest.mark.parametrize("name", FAMILY_NAMES)
+@pytest.mark.parametrize("widths", [([5, 16, 12, 1], [8, 3, 4]), ([2, 3, 3, 1], [4, 4, 12]), ([2] * 4, [8] * 3)])
+def test_expanded_pads_all_experts_to_the_widest(originals, tmp_path, name, widths):
+    plan = narrowed(merged(*GROUPS, permute=True), *widths)
+    sizes = apply_plan(originals[name], plan, tmp_path / "out", layout="expanded", progress=False)
+    widest = max(map(max, widths))
+    assert (sizes["layout"], sizes["padding_bytes"]) == ("plain", 0)
+    assert sizes["expert_parameters"] == 2 * 8 * 3 * 32 * widest
+    assert read_config(tmp_path / "out")[FAMILIES[name].width_key] == widest
+    expected = brute_force_logits(tiny_model(name), plan)
+    for found in (stock_logits(tmp_path / "out"), loaded_logits(tmp_path / "out")):
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5, check_dtype=False)
 
 
 @pytest.mark.parametrize("implementation", ["eager", "batched_mm", "grouped_mm"])
@@ -170,7 +239,13 @@ def test_expanded_equals_compact_and_stock_transformers_loads_it(originals, tmp_
 
 @pytest.mark.parametrize("name", FAMILY_NAMES)
 @pytest.mark.parametrize(
-    "plan", [merged(*GROUPS), pruned([0, 1, 5, 6, 7], [2, 3, 4]), sliced(identity_plan(), [1, 2], [1, 2, 3])]
+    "plan",
+    [
+        merged(*GROUPS),
+        pruned([0, 1, 5, 6, 7], [2, 3, 4]),
+        sliced(identity_plan(), [1, 2], [1, 2, 3]),
+        narrowed(identity_plan(), [16, 3] * 4, [16] * 8),
+    ],
 )
 def test_stock_transformers_refuses_compact_checkpoints(originals, tmp_path, name, plan):
     assert apply_plan(originals[name], plan, tmp_path / "out", progress=False)["layout"] == "compact"
@@ -200,8 +275,9 @@ def test_loading_leaves_the_architecture_as_it_was(originals, tmp_path):
 
 
 @pytest.mark.parametrize("device", ["auto", {"": "cpu"}])
-def test_a_device_map_places_the_route_as_well(originals, tmp_path, device):
-    apply_plan(originals["qwen3_moe"], merged(*GROUPS), tmp_path / "out", progress=False)
+@pytest.mark.parametrize("plan", [merged(*GROUPS), ragged_plan()])
+def test_a_device_map_places_the_route_as_well(originals, tmp_path, device, plan):
+    apply_plan(originals["qwen3_moe"], plan, tmp_path / "out", progress=False)
     assert torch.equal(loaded_logits(tmp_path / "out", device=device), loaded_logits(tmp_path / "out"))
 
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from harness.checkpoint import INDEX, WEIGHTS, CheckpointReader
+from harness.checkpoint import INDEX, WEIGHTS, CheckpointReader, check_checkpoint
 from harness.families import FAMILIES, read_config
 from harness.rewrite import apply_plan
 from methods.plan import CompressionPlan, LayerPlan, NewExpert, Source
-from tests.harness.compressed import identity_plan, merged, merged_layer, pruned, sliced
+from tests.harness.compressed import identity_plan, merged, merged_layer, narrowed, pruned, ragged_plan, sliced
 from tests.tiny import FAMILY_NAMES, save_tiny
 
 GROUPS = ([[0, 3], [1], [2, 5, 7], [4, 6]], [[0], [1, 2, 3, 4, 5], [6, 7]])
@@ -49,7 +49,15 @@ def experts_of(folder: Path, family: str, layer: int, expert: int) -> list[torch
 
 
 @pytest.mark.parametrize("name", FAMILY_NAMES)
-@pytest.mark.parametrize("plan", [identity_plan(), pruned([0, 2, 3], [4, 5, 6]), merged(*GROUPS, permute=True)])
+@pytest.mark.parametrize(
+    "plan",
+    [
+        identity_plan(),
+        pruned([0, 2, 3], [4, 5, 6]),
+        merged(*GROUPS, permute=True),
+        narrowed(merged(*GROUPS), [3, 16, 7, 1], [2, None, 9]),
+    ],
+)
 @pytest.mark.parametrize("layout", ["compact", "expanded"])
 def test_shards_change_nothing(originals, tmp_path, name, plan, layout):
     for folder, target in zip(originals[name], ("single", "sharded"), strict=True):
@@ -147,6 +155,51 @@ def test_the_compact_config_says_where_rows_lead_and_keeps_the_rest(source, tmp_
         },
     }
     assert config == read_config(source)
+
+
+@pytest.mark.parametrize("name", FAMILY_NAMES)
+def test_a_ragged_plan_stores_each_expert_at_its_own_width(originals, tmp_path, name):
+    source, plan = originals[name][1], ragged_plan()
+    sizes = write(source, plan, tmp_path / "out")
+    config = read_config(tmp_path / "out")
+    assert sizes["layout"] == "compact"
+    assert config["winnow"] == {
+        "version": 1,
+        "layers": {
+            "0": {"experts": 4, "width": [5, 16, 12, 1], "route": [0, 1, 2, 0, 3, 2, 2]},
+            "1": {"experts": 5, "width": [4, 9, 4, 13, 8], "route": [0, 1, 2, 3, 4]},
+        },
+    }
+    check_checkpoint(tmp_path / "out", FAMILIES[name], config)
+    for new, old in enumerate([0, 2, 3, 6, 7]):
+        channels = list(plan.layers[1].experts[new].channels)
+        gate, up, down = experts_of(source, name, 1, old)
+        new_gate, new_up, new_down = experts_of(tmp_path / "out", name, 1, new)
+        assert torch.equal(new_gate, gate[channels]) and torch.equal(new_up, up[channels])
+        assert torch.equal(new_down, down[:, channels])
+
+
+def test_ragged_sizes_are_true_on_disk_and_say_what_padding_would_add(source, tmp_path):
+    sizes = write(source, ragged_plan(), tmp_path / "out")
+    stored, padding = (5 + 16 + 12 + 1) + (4 + 9 + 4 + 13 + 8), (11 + 0 + 4 + 15) + (9 + 4 + 9 + 0 + 5)
+    assert sizes["expert_parameters"] == stored * 3 * 32
+    assert (sizes["padding_bytes"], sizes["padding_bytes_before"]) == (padding * 3 * 32 * 4, 0)
+    on_disk = [path.stat().st_size for path in (tmp_path / "out").glob("*.safetensors")]
+    assert sizes["weight_bytes"] == sum(on_disk)
+    to_the_widest = narrowed(ragged_plan(), [16] * 4, [13] * 5)
+    padded = write(source, to_the_widest, tmp_path / "padded")
+    assert padded["expert_bytes"] - sizes["expert_bytes"] == sizes["padding_bytes"]
+    assert abs(padded["weight_bytes"] - sizes["weight_bytes"] - sizes["padding_bytes"]) < 100  # digits in the header
+    assert padded["padding_bytes"] == 0
+
+
+def test_padding_is_counted_in_the_stored_dtype(source, tmp_path):
+    tensors = {name: tensor.bfloat16() for name, tensor in load_file(source / WEIGHTS).items()}
+    (tmp_path / "in").mkdir()
+    save_file(tensors, tmp_path / "in" / WEIGHTS, metadata={"format": "pt"})
+    (tmp_path / "in" / "config.json").write_text((source / "config.json").read_text())
+    sizes = write(tmp_path / "in", narrowed(identity_plan(), [7] + [16] * 7, [2] * 8), tmp_path / "out")
+    assert sizes["padding_bytes"] == 9 * 3 * 32 * 2
 
 
 def test_a_plan_that_stores_one_old_expert_twice(source, tmp_path):

@@ -1,0 +1,38 @@
+"""Which backend ``backend=auto`` takes. The rule, in order:
+
+1. transformers where vLLM cannot serve the model right (``vllm_guard.reason_against``);
+2. transformers where nothing is to be written (``suite=none`` and suites that only score);
+3. on GPUs: vLLM;
+4. on a CPU: vLLM from ``WORTH_A_START`` tokens to write on. Its start-up takes longer there than a small suite does;
+   ``python -m harness.benchmarks.generation`` measures where the two meet.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from harness.backends import vllm_guard
+
+WORTH_A_START = 200_000
+
+
+def tokens_to_write(tasks: Iterable[Any]) -> int:
+    """An upper bound of the tokens that the tasks generate: items x max_new_tokens of each that generates."""
+    return sum(task.items * task.max_new_tokens for task in tasks if hasattr(task, "max_new_tokens"))
+
+
+def choose(backend: Mapping[str, Any], model_config: Mapping[str, Any], tasks: Iterable[Any]) -> tuple[Any, str]:
+    """The node of the backend to take, and why (empty where it was asked for by name).
+
+    ``backend`` is the configuration's: of one backend, or of ``auto`` with both under it.
+    """
+    if backend["name"] != "auto":
+        return backend, ""
+    if reason := vllm_guard.reason_against(model_config):
+        return backend["hf"], reason
+    work = tokens_to_write(tasks)
+    if not work:
+        return backend["hf"], "the suite writes nothing"
+    if not vllm_guard.is_cpu_build():
+        return backend["vllm"], "vLLM is installed and serves this architecture"
+    counted = f"up to {work:,} tokens to write on a CPU, and vLLM's start-up pays from {WORTH_A_START:,} on"
+    return backend["vllm" if work >= WORTH_A_START else "hf"], counted

@@ -1,0 +1,110 @@
+"""What every backend does with texts and tokens before and after the model runs. Free of torch and of vLLM."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from harness.errors import WinnowError
+
+# Prompt tokens decoded along with an answer, because some tokenizers drop the space that begins a text.
+DECODE_CONTEXT = 8
+
+
+@dataclass(frozen=True)
+class Request:
+    """A continuation to score: its place in the answer, the tokens before it, and its own."""
+
+    index: int
+    context: tuple[int, ...]
+    continuation: list[int]
+
+
+def encode(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+    """The tokens of each text, without special tokens."""
+    if not texts:
+        return []
+    encoded: list[list[int]] = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+    return encoded
+
+
+def decode(tokenizer: Any, prompt: list[int], tokens: list[int]) -> str:
+    """The text that ``tokens`` add to ``prompt``."""
+    before = prompt[-DECODE_CONTEXT:]
+    options = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
+    start: str = tokenizer.decode(before, **options)
+    both: str = tokenizer.decode(before + tokens, **options)
+    if both.startswith(start):
+        return both[len(start) :]
+    alone: str = tokenizer.decode(tokens, **options)
+    return alone
+
+
+def beginning(tokenizer: Any) -> int:
+    """The token that stands for an empty context. Raises WinnowError where the tokenizer has none."""
+    for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
+        if token is not None:
+            return int(token)
+    raise WinnowError("an empty context needs a beginning- or end-of-text token, and the tokenizer has neither")
+
+
+def prompts_that_fit(tokenizer: Any, prompts: Sequence[str], max_new_tokens: int, max_length: int) -> list[list[int]]:
+    """The tokens of each prompt, cut on the left where they leave no room for ``max_new_tokens``."""
+    room = max_length - max_new_tokens
+    if max_new_tokens < 1 or room < 1:
+        raise WinnowError(
+            f"max_new_tokens={max_new_tokens}: choose between 1 and {max_length - 1}, one less than the model's length"
+        )
+    return [(tokens or [beginning(tokenizer)])[-room:] for tokens in encode(tokenizer, prompts)]
+
+
+def scoring_requests(tokenizer: Any, pairs: Sequence[tuple[str, str]], max_tokens: int) -> Iterator[Request]:
+    """(context, continuation) as tokens, tokenized together as lm-eval does.
+
+    Spaces at the end of a context go to the continuation, and the tokens of both together are split where the tokens
+    of the context alone end. An empty context is the beginning-of-text (or end-of-text) token. Both together take
+    at most ``max_tokens`` tokens: a context is cut on the left. Raises WinnowError for an empty continuation and for
+    one that does not fit.
+    """
+    contexts = [context.rstrip() for context, _ in pairs]
+    whole = encode(tokenizer, [context + continuation for context, continuation in pairs])
+    alone = dict(zip(set(contexts), encode(tokenizer, list(set(contexts))), strict=True))
+    for i, (context, tokens) in enumerate(zip(contexts, whole, strict=True)):
+        if len(pairs[i][0]) + len(pairs[i][1]) == len(context):
+            raise WinnowError(f"request {i}: the continuation to score is empty")
+        # A merge across the border may leave the context more tokens than both together have.
+        split = min(len(alone[context]), len(tokens) - 1)
+        before, continuation = tokens[:split] or [beginning(tokenizer)], tokens[split:]
+        if len(continuation) >= max_tokens:
+            raise WinnowError(
+                f"request {i}: a continuation of {len(continuation)} tokens is longer than max_length="
+                f"{max_tokens - 1}; raise max_length or shorten the text"
+            )
+        yield Request(i, tuple(before[-(max_tokens - len(continuation)) :]), continuation)
+
+
+def windows(tokens: list[int], size: int) -> list[list[int]]:
+    """Stretches of at most ``size`` + 1 tokens that each begin with the last token of the one before.
+
+    Scoring all tokens of each stretch but its first scores every token but the text's first once.
+    """
+    return [tokens[start : start + size + 1] for start in range(0, len(tokens) - 1, size)]
+
+
+def stops_by_prompt(stop: Sequence[str] | Sequence[Sequence[str]], prompts: int) -> list[tuple[str, ...]]:
+    """The stop strings of each prompt: ``stop`` is one list for all of them, or one list for each.
+
+    Raises WinnowError for an empty stop string, and where there are not as many lists as prompts.
+    """
+    shared = all(isinstance(text, str) for text in stop)
+    lists = [tuple(stop)] * prompts if shared else [tuple(texts) for texts in stop]
+    if len(lists) != prompts:
+        raise WinnowError(f"{len(lists)} lists of stop strings for {prompts} prompts: give one list, or one for each")
+    if any("" in texts for texts in lists):
+        raise WinnowError("an empty stop string would end every answer at once: leave it out")
+    return lists  # type: ignore[return-value]
+
+
+def cut(text: str, stop: Sequence[str]) -> str:
+    """``text`` up to the first stop string in it."""
+    ends = [text.find(mark) for mark in stop if mark in text]
+    return text[: min(ends)] if ends else text

@@ -1,0 +1,300 @@
+"""The vLLM backend: an offline engine in a process of its own, started once a cell and shared by its tasks.
+
+The engine's memory is gone when the backend is closed, and a crash of it is an error of the cell alone. Compact
+checkpoints are served at their true size by ``harness.backends.vllm_plugin``.
+"""
+
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from filelock import FileLock, Timeout
+from tqdm import tqdm
+
+from harness.backends import LogLikelihood, Sampling, TokenLogprobs, timed, vllm_guard
+from harness.backends.tokens import cut, decode, encode, prompts_that_fit, scoring_requests, stops_by_prompt, windows
+from harness.errors import WinnowError
+from harness.loading import load_tokenizer, resolve_checkpoint
+
+# Greedy scoring of a prompt: the engine always writes a token, so one is written and thrown away.
+SCORE = {"max_tokens": 1, "temperature": 0.0, "detokenize": False}
+TAIL = 15  # lines of the engine's output that an error looks at
+
+
+class Engine(Protocol):
+    """A vLLM engine: ``facts`` of ``vllm_engine.facts``, and the answers of ``vllm_engine.run`` as they come."""
+
+    facts: dict[str, Any]
+
+    def run(self, sequences: list[list[int]], settings: list[dict[str, Any]]) -> Iterator[tuple[int, Any]]: ...
+
+    def close(self) -> None: ...
+
+
+class EngineProcess:
+    """An engine in a child process. Raises WinnowError where it does not start, fails or dies."""
+
+    def __init__(self, options: dict[str, Any], environment: dict[str, str], start_seconds: float) -> None:
+        self._resources = ExitStack()
+        try:
+            self._log = self._resources.enter_context(tempfile.TemporaryFile())  # noqa: SIM115
+            if not vllm_guard.is_cpu_build():
+                self._resources.enter_context(_this_gpu_alone())
+            ours, theirs = socket.socketpair()
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "harness.backends.vllm_engine", str(theirs.fileno())],
+                pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log,
+                env=os.environ | environment,
+            )  # fmt: skip
+            theirs.close()
+            self._resources.callback(self._end)
+            self._connection = self._resources.enter_context(Connection(ours.detach()))
+            self._send(("start", options))
+            if not self._connection.poll(start_seconds):
+                raise WinnowError(f"vLLM did not start within start_seconds={start_seconds:g}: {self._last_words()}")
+            self.facts: dict[str, Any] = self._receive()[0]
+        except BaseException:
+            self._resources.close()
+            raise
+
+    def run(self, sequences: list[list[int]], settings: list[dict[str, Any]]) -> Iterator[tuple[int, Any]]:
+        self._send(("run", sequences, settings))
+        for _ in sequences:
+            place, answer = self._receive()
+            yield place, answer
+
+    def close(self) -> None:
+        self._resources.close()
+
+    def _send(self, message: tuple[Any, ...]) -> None:
+        try:
+            self._connection.send(message)
+        except OSError as error:
+            raise WinnowError(f"the vLLM engine has stopped: {self._last_words()}") from error
+
+    def _receive(self) -> list[Any]:
+        try:
+            kind, *answer = self._connection.recv()
+        except (EOFError, OSError) as error:
+            raise WinnowError(f"the vLLM engine has stopped: {self._last_words()}") from error
+        if kind == "failed":
+            raise WinnowError(f"vLLM: {_advice(answer[0])}")
+        return answer
+
+    def _last_words(self) -> str:
+        """How the engine ended and what it last wrote."""
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(5)
+        self._log.seek(0)
+        lines = self._log.read().decode(errors="replace").strip().splitlines()[-TAIL:]
+        telling = next(
+            (line for line in reversed(lines) if "Error" in line), lines[-1] if lines else "it wrote nothing"
+        )
+        code = self._process.poll()
+        ended = "still running" if code is None else f"signal {-code}" if code < 0 else f"exit code {code}"
+        return f"{ended}; {telling.strip()}"
+
+    def _end(self) -> None:
+        """The engine ends by itself when the connection is closed; it is killed where it does not."""
+        try:
+            self._process.wait(10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+class VLLMBackend:
+    """Writing and scoring with a vLLM engine."""
+
+    name = "vllm"
+
+    def __init__(self, engine: Engine, tokenizer: Any) -> None:
+        self.tokenizer, self._engine, self.facts = tokenizer, engine, engine.facts
+        self.max_length: int = self.facts["max_length"]
+        self.seconds = {"generate": 0.0, "score": 0.0}
+
+    def close(self) -> None:
+        """End the engine; its memory is free afterwards."""
+        self._engine.close()
+
+    def generate(
+        self,
+        prompts: Sequence[str],
+        max_new_tokens: int,
+        stop: Sequence[str] | Sequence[Sequence[str]] = (),
+        sampling: Sampling | None = None,
+        progress: str = "",
+    ) -> list[str]:
+        """Continuations of at most ``max_new_tokens`` tokens, cut before a stop string or end of text.
+
+        Greedy where ``sampling`` is None. A prompt that leaves no room for them is cut on the left.
+        """
+        encoded = prompts_that_fit(self.tokenizer, prompts, max_new_tokens, self.max_length)
+        stops = stops_by_prompt(stop, len(prompts))
+        settings = [
+            {"max_tokens": max_new_tokens, "stop": list(texts), "include_stop_str_in_output": True}
+            | _sampling(sampling, place)
+            for place, texts in enumerate(stops)
+        ]
+        answers = [""] * len(encoded)
+        with timed(self.seconds, "generate"):
+            for place, (tokens, _) in self._run(encoded, settings, progress):
+                answers[place] = cut(decode(self.tokenizer, encoded[place], tokens), stops[place])
+        return answers
+
+    def loglikelihood(self, pairs: Sequence[tuple[str, str]], progress: str = "") -> list[LogLikelihood]:
+        """The log-likelihood of each continuation, tokenized with its context as ``tokens.scoring_requests`` says."""
+        requests = list(scoring_requests(self.tokenizer, pairs, self.max_length - 1))
+        scored = self.score_tokens([[*r.context, *r.continuation] for r in requests], 0, progress)
+        results = [LogLikelihood(0.0, 0)] * len(pairs)
+        for request, positions in zip(requests, scored, strict=True):
+            logprobs = [
+                position[token]
+                for token, position in zip(request.continuation, positions[-len(request.continuation) :], strict=True)
+            ]
+            results[request.index] = LogLikelihood(sum(logprobs), len(logprobs))
+        return results
+
+    def loglikelihood_rolling(self, texts: Sequence[str], progress: str = "") -> list[LogLikelihood]:
+        """The log-likelihood of every token of each text but the first.
+
+        In windows as ``HFBackend`` has them, but two tokens shorter: the engine takes no longer prompt.
+        """
+        parts = [
+            (i, part)
+            for i, tokens in enumerate(encode(self.tokenizer, texts))
+            for part in windows(tokens, self.max_length - 2)
+        ]
+        logprobs, counts = [0.0] * len(texts), [0] * len(texts)
+        scored = self.score_tokens([part for _, part in parts], 0, progress)
+        for (i, part), positions in zip(parts, scored, strict=True):
+            logprobs[i] += sum(position[token] for token, position in zip(part[1:], positions, strict=True))
+            counts[i] += len(positions)
+        return [LogLikelihood(*both) for both in zip(logprobs, counts, strict=True)]
+
+    def token_logprobs(self, texts: Sequence[str], top: int, progress: str = "") -> list[TokenLogprobs]:
+        """For every token of each text but the first: its log-probability, and the ``top`` likeliest tokens instead.
+
+        Raises WinnowError for a text that is longer than the model's length.
+        """
+        encoded = encode(self.tokenizer, texts)
+        longest = max(map(len, encoded), default=0)
+        limit = int(self.facts["max_logprobs"])
+        if longest >= self.max_length or not 1 <= top <= limit:
+            raise WinnowError(
+                f"top={top}, longest text of {longest} tokens: needs 1 to {limit} and at most {self.max_length - 1}"
+            )
+        results = [TokenLogprobs.empty(tokens, top) for tokens in encoded]
+        places = [i for i, tokens in enumerate(encoded) if len(tokens) > 1]
+        for i, positions in zip(places, self.score_tokens([encoded[i] for i in places], top, progress), strict=True):
+            ranked = [sorted(position.items(), key=lambda item: -item[1])[:top] for position in positions]
+            results[i] = TokenLogprobs(
+                np.array(encoded[i][1:]),
+                np.array([position[token] for token, position in zip(encoded[i][1:], positions, strict=True)]),
+                np.array([[token for token, _ in best] for best in ranked]),
+                np.array([[logprob for _, logprob in best] for best in ranked]),
+            )
+        return results
+
+    def score_tokens(self, sequences: list[list[int]], top: int, progress: str = "") -> list[list[dict[int, float]]]:
+        """For each sequence and each of its tokens but the first, {token: log-probability} of the token itself and of
+        the ``top`` likeliest there. A sequence has at most ``max_length`` - 1 tokens."""
+        answers: list[list[dict[int, float]]] = [[] for _ in sequences]
+        with timed(self.seconds, "score"):
+            settings = [SCORE | {"prompt_logprobs": top}] * len(sequences)
+            for place, (_, logprobs) in self._run(sequences, settings, progress):
+                answers[place] = logprobs
+        return answers
+
+    def _run(
+        self, sequences: list[list[int]], settings: list[dict[str, Any]], progress: str
+    ) -> Iterator[tuple[int, Any]]:
+        answers = self._engine.run(sequences, settings) if sequences else iter(())
+        return iter(tqdm(answers, total=len(sequences), desc=progress, disable=not progress, leave=False))
+
+
+def _sampling(sampling: Sampling | None, place: int) -> dict[str, Any]:
+    if sampling is None:
+        return {"temperature": 0.0}
+    seed = int(np.random.default_rng([sampling.seed, place]).integers(2**31))
+    return {"temperature": sampling.temperature, "top_p": sampling.top_p, "seed": seed}
+
+
+def _advice(text: str) -> str:
+    """vLLM's words for a fault, with what to do about those that users meet."""
+    first = text.strip().splitlines()[0]
+    if "KV cache" in text and "max_model_len" in text:
+        return f"the KV cache is too small for the longest sequence: lower max_length or raise kv_cache_gib ({first})"
+    if "out of memory" in text.lower() or "Free memory on device" in text:
+        return f"not enough GPU memory: lower gpu_memory_utilization, or free the GPU ({first})"
+    return first
+
+
+@contextmanager
+def _this_gpu_alone() -> Iterator[None]:
+    """Waits until no other cell of this user's has an engine on the same GPUs."""
+    name = os.environ.get("CUDA_VISIBLE_DEVICES", "all").replace(",", "-")
+    lock = FileLock(Path(tempfile.gettempdir()) / f"winnow-gpu-{os.getuid()}-{name}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        print(f"waiting for the GPU ({name}): another cell is using it", file=sys.stderr, flush=True)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def open_checkpoint(
+    folder: str,
+    dtype: str,
+    device: Any,
+    max_length: int | None = None,
+    tensor_parallel_size: int = 1,
+    gpu_memory_utilization: float = 0.9,
+    kv_cache_gib: float | None = None,
+    max_logprobs: int = 128,
+    start_seconds: float = 1800,
+    engine: dict[str, Any] | None = None,
+) -> VLLMBackend:
+    """The backend of ``backend=vllm`` on the checkpoint in ``folder``.
+
+    ``device`` is the installed build's: the CPU build of vLLM runs on the CPU, the other on GPUs. ``kv_cache_gib``:
+    size of the KV cache (default: 1 on a CPU, what ``gpu_memory_utilization`` leaves on a GPU). ``engine``: more
+    arguments of vLLM's ``LLM``, which win over the ones made here.
+
+    Raises WinnowError where vLLM is not installed, the checkpoint cannot be served right (``vllm_guard``), or the
+    engine does not start.
+    """
+    path = resolve_checkpoint(folder)
+    faults = vllm_guard.check(path)
+    on_cpu = vllm_guard.is_cpu_build()
+    if kv_cache_gib is None and on_cpu:
+        kv_cache_gib = 1.0
+    options: dict[str, Any] = {
+        "model": str(path),
+        "dtype": dtype,
+        "max_model_len": max_length,
+        "tensor_parallel_size": tensor_parallel_size,
+        "max_logprobs": max_logprobs,
+        "enable_prefix_caching": True,
+        **({"enforce_eager": True} if on_cpu else {"gpu_memory_utilization": gpu_memory_utilization}),
+        **({} if kv_cache_gib is None else {"kv_cache_memory_bytes": int(kv_cache_gib * 2**30)}),
+        **faults,
+        **(engine or {}),
+    }
+    environment = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "WARNING")}
+    if tensor_parallel_size == 1:
+        environment["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # this child process is enough
+    if on_cpu:
+        environment["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", "1")
+    return VLLMBackend(EngineProcess(options, environment, start_seconds), load_tokenizer(path))

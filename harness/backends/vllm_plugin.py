@@ -1,0 +1,136 @@
+"""vLLM plugin (entry point ``vllm.general_plugins``): serves compact checkpoints at their true size.
+
+vLLM builds every MoE layer from one config, so all its layers have the same number of experts and the same width, and
+as many experts as router rows. A compact checkpoint has none of these (``harness.checkpoint``). Two things that every
+MoE model of vLLM builds per layer are made to ask the layout first, whatever the architecture:
+
+- ``GateLinear``, the router's matrix: as many rows as the layer stores;
+- ``FusedMoEFactory``, the experts: as many and as wide as stored. Where rows and experts differ, a router around
+  vLLM's own leads each chosen row to its stored expert; gate values of rows that share one then add up in the sum.
+
+Checkpoints without a layout are built as ever. Experts narrower than their layer's widest are padded with zeros, which
+adds nothing to their output (silu(0) * 0 = 0).
+"""
+
+import functools
+import re
+import sys
+from typing import Any
+
+VERSIONS = ("0.32.",)
+_PACKAGE = "vllm.model_executor.layers.fused_moe"
+_MODELS = "vllm.model_executor.models."
+_LAYER = re.compile(r"\blayers\.(\d+)\.")
+
+
+def register() -> None:
+    """Called by vLLM in each of its processes, perhaps several times; does nothing on other versions of vLLM.
+
+    A compact checkpoint on such a version is refused by ``harness.backends.vllm_guard`` before the engine starts.
+    """
+    import vllm
+
+    if vllm.__version__.startswith(VERSIONS):
+        _install()
+
+
+def installed() -> bool:
+    module: Any = sys.modules.get(_PACKAGE)
+    return module is not None and hasattr(module.FusedMoEFactory, "winnow")
+
+
+def _install() -> None:
+    from vllm.model_executor.layers import fused_moe
+
+    if installed():
+        return
+    replacements = {"FusedMoEFactory": _factory(fused_moe.FusedMoEFactory), "GateLinear": _gate(fused_moe.GateLinear)}
+    originals = {name: getattr(fused_moe, name) for name in replacements}
+    users = [fused_moe, *(module for name, module in sys.modules.items() if name.startswith(_MODELS))]
+    for module in users:
+        for name, original in originals.items():
+            if getattr(module, name, None) is original:
+                setattr(module, name, replacements[name])
+
+
+def _layout(prefix: str) -> Any:
+    """The layout of the layer that ``prefix`` lies in, None where the model has none."""
+    from vllm.config import get_current_vllm_config
+
+    from harness.checkpoint import SECTION, layer_layouts
+    from harness.families import family_of
+
+    model_config = get_current_vllm_config().model_config
+    found = _LAYER.search(prefix)
+    if model_config is None or found is None or not hasattr(model_config.hf_text_config, SECTION):
+        return None
+    config = model_config.hf_text_config.to_dict()
+    return layer_layouts(config, family_of(config)).get(int(found[1]))
+
+
+def _gate(original: Any) -> Any:
+    class GateLinear(original):  # type: ignore[misc]
+        """A router matrix with the rows that the layout stores."""
+
+        def __init__(self, input_size: int, output_size: int, *args: Any, prefix: str = "", **options: Any) -> None:
+            layout = _layout(prefix)
+            rows = output_size if layout is None else layout.rows
+            super().__init__(input_size, rows, *args, prefix=prefix, **options)
+
+    GateLinear.__name__ = GateLinear.__qualname__ = original.__name__
+    return GateLinear
+
+
+def _factory(original: Any) -> Any:
+    @functools.wraps(original)
+    def build(*args: Any, prefix: str = "", **options: Any) -> Any:
+        layout = _layout(prefix)
+        if layout is None:
+            return original(*args, prefix=prefix, **options)
+        if args or options.get("quant_config") is not None:
+            raise ValueError("compact checkpoints are served with named arguments and without quantization only")
+        if not layout.is_direct:
+            options["router"] = _routed(options, layout)
+        options |= {"num_experts": layout.experts, "intermediate_size": layout.width}
+        runner = original(prefix=prefix, **options)
+        for parameter in runner.parameters():
+            if parameter.dim() == 3:  # experts' matrices: what no tensor of the checkpoint fills must be zero
+                parameter.data.zero_()
+        return runner
+
+    build.winnow = True  # type: ignore[attr-defined]
+    return build
+
+
+def _routed(options: dict[str, Any], layout: Any) -> Any:
+    """A router that chooses rows as vLLM's own does and answers with the stored experts that they lead to."""
+    import torch
+    from vllm.config import get_current_vllm_config
+    from vllm.model_executor.layers.fused_moe.config import RoutingMethodType
+    from vllm.model_executor.layers.fused_moe.router.base_router import BaseRouter
+    from vllm.model_executor.layers.fused_moe.router.router_factory import create_fused_moe_router
+
+    names = (
+        "top_k", "renormalize", "use_grouped_topk", "num_expert_group", "topk_group", "scoring_func",
+        "routed_scaling_factor", "e_score_correction_bias", "custom_routing_function",
+    )  # fmt: skip
+    chosen = {name: options[name] for name in names if name in options}
+    if options.get("apply_routed_scale_to_output"):
+        chosen["routed_scaling_factor"] = 1.0
+    rows = create_fused_moe_router(global_num_experts=layout.rows, **chosen)
+    device = get_current_vllm_config().device_config.device
+
+    class RouteRouter(BaseRouter):
+        @property
+        def routing_method_type(self) -> Any:
+            return RoutingMethodType.Custom  # no kernel that routes by itself knows of the route
+
+        def _compute_routing(
+            self, hidden_states: Any, router_logits: Any, indices_type: Any, *, input_ids: Any = None
+        ) -> tuple[Any, Any]:
+            gates, chosen_rows = rows._compute_routing(hidden_states, router_logits, indices_type, input_ids=input_ids)
+            return gates, self.route[chosen_rows.long()].to(chosen_rows.dtype)
+
+    router = RouteRouter(top_k=options["top_k"], global_num_experts=layout.experts)
+    router.route = torch.tensor(layout.route, device=device)
+    return router
