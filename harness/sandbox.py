@@ -35,6 +35,7 @@ from harness.sandbox_child import TIMED_OUT, decode, encode
 
 CHILD = Path(__file__).with_name("sandbox_child.py")
 GRACE_SECONDS = 3.0
+KNOWN_PROGRAMS = 20_000  # outcomes remembered, about a kilobyte each
 # The hash seed makes the order of sets the same in every run; nothing of our environment goes along.
 ENVIRONMENT = {"PYTHONHASHSEED": "0"}
 
@@ -199,13 +200,27 @@ def run_function(
 def run_many(programs: Sequence[Program], limits: Limits | None = None, progress: str = "") -> list[Outcome]:
     """``run_function`` for each program, in order, as many at a time as there are processors to use.
 
-    Raises WinnowError where the sandbox does not work, rather than count every program as wrong.
+    A program that this process has run before under the same limits, and that ended by itself, is not run again:
+    compressed models often write what the others wrote. Raises WinnowError where the sandbox does not work, rather
+    than count every program as wrong.
     """
     capabilities()
+    limits = limits or Limits()
+    keys = [(limits, program.source, program.entry_point, repr(program.inputs)) for program in programs]
+    new = {key: program for key, program in zip(keys, programs, strict=True) if key not in _known}
+    found = {key: _known[key] for key in keys if key in _known}
     workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with ThreadPoolExecutor(workers) as pool:
-        outcomes = pool.map(lambda p: run_function(p.source, p.entry_point, p.inputs, limits), programs)
-        return list(tqdm(outcomes, total=len(programs), desc=progress, disable=not progress, leave=False))
+        outcomes = pool.map(lambda p: run_function(p.source, p.entry_point, p.inputs, limits), new.values())
+        bar = tqdm(outcomes, total=len(new), desc=progress, disable=not progress, leave=False)
+        found |= zip(new, bar, strict=True)
+    if len(_known) > KNOWN_PROGRAMS:
+        _known.clear()
+    _known.update({key: found[key] for key in new if found[key].status in ("ok", "error")})
+    return [found[key] for key in keys]
+
+
+_known: dict[tuple[Limits, str, str, str], Outcome] = {}
 
 
 @cache

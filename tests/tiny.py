@@ -39,8 +39,9 @@ def tiny_model(
     if family == "qwen3_moe":
         model: PreTrainedModel = Qwen3MoeForCausalLM(
             Qwen3MoeConfig(
-                **common, head_dim=hidden // 4, intermediate_size=48, moe_intermediate_size=width, num_experts=num_experts,
-                num_experts_per_tok=top_k, norm_topk_prob=True, decoder_sparse_step=1, mlp_only_layers=[],
+                **common, head_dim=hidden // 4, intermediate_size=48, moe_intermediate_size=width,
+                num_experts=num_experts, num_experts_per_tok=top_k, norm_topk_prob=True, decoder_sparse_step=1,
+                mlp_only_layers=[],
             )
         )  # fmt: skip
     elif family == "mixtral":

@@ -1,6 +1,7 @@
 """Which backend ``backend=auto`` takes. The rule, in order:
 
-1. transformers where vLLM cannot serve the model right (``vllm_guard.reason_against``);
+1. transformers where vLLM cannot serve the model right (``vllm_guard.reason_against``), or is of a version that was not
+   tried;
 2. transformers where nothing is to be written (``suite=none`` and suites that only score);
 3. on GPUs: vLLM;
 4. on a CPU: vLLM from ``WORTH_A_START`` tokens to write on. Its start-up takes longer there than a small suite does;
@@ -11,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from harness.backends import vllm_guard
+from harness.errors import WinnowError
 
 WORTH_A_START = 200_000
 
@@ -23,11 +25,15 @@ def tokens_to_write(tasks: Iterable[Any]) -> int:
 def choose(backend: Mapping[str, Any], model_config: Mapping[str, Any], tasks: Iterable[Any]) -> tuple[Any, str]:
     """The node of the backend to take, and why (empty where it was asked for by name).
 
-    ``backend`` is the configuration's: of one backend, or of ``auto`` with both under it.
+    ``backend`` is the configuration's: of one backend, or of ``auto`` with both under it. Raises WinnowError where vLLM
+    was asked for and cannot serve the model right.
     """
+    reason = "" if backend["name"] == "hf" else vllm_guard.reason_against(model_config)
     if backend["name"] != "auto":
+        if reason:
+            raise WinnowError(f"backend=vllm: {reason}")
         return backend, ""
-    if reason := vllm_guard.reason_against(model_config):
+    if reason or (reason := vllm_guard.reason_against_version()):
         return backend["hf"], reason
     work = tokens_to_write(tasks)
     if not work:

@@ -16,6 +16,7 @@ import transformers
 from torch import Tensor
 from tqdm import tqdm
 from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
 
 from harness.backends import LogLikelihood, Sampling, TokenLogprobs, timed
 from harness.backends.tokens import (
@@ -273,6 +274,7 @@ class HFBackend:
         """Run contexts padded on the left: the cache, the mask [n, width], last logits [n, vocabulary]."""
         ids, mask = self._pad_left(sequences)
         cache = DynamicCache(config=self.model.config)
+        cache.layers = [RoomyLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
         return cache, mask, self._forward(ids, mask, positions, cache, last=True)[:, -1]
 
@@ -360,6 +362,32 @@ class Choice:
         draws = torch.tensor([self._streams[row].random() for row in rows], device=logits.device)
         places = torch.searchsorted(kept, (draws * kept[:, -1])[:, None], right=True).clamp(max=kept.shape[-1] - 1)
         return tokens.gather(-1, places)[:, 0]
+
+
+class RoomyLayer(DynamicLayer):
+    """Keys and values with room for more tokens behind them, so that a new token is written and the old not copied."""
+
+    ROOM = 64  # tokens
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        start = self.get_seq_length()
+        end = start + key_states.shape[-2]
+        new = (key_states, value_states)
+        if start == 0:
+            self.lazy_initialization(key_states, value_states)
+        if start == 0 or self._room is None or end > self._room[0].shape[-2]:
+            self._room = tuple(part.new_empty(*part.shape[:2], end + self.ROOM, part.shape[-1]) for part in new)
+            if start:
+                for room, held in zip(self._room, (self.keys, self.values), strict=True):
+                    room[:, :, :start] = held
+        for room, part in zip(self._room, new, strict=True):
+            room[:, :, start:end] = part
+        self.keys, self.values = (room[:, :, :end] for room in self._room)
+        return self.keys, self.values
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        super().batch_select_indices(indices)
+        self._room: tuple[Tensor, ...] | None = None
 
 
 def _select(cache: DynamicCache, rows: Tensor) -> DynamicCache:

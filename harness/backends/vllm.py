@@ -26,6 +26,9 @@ from harness.loading import load_tokenizer, resolve_checkpoint
 
 # Greedy scoring of a prompt: the engine always writes a token, so one is written and thrown away.
 SCORE = {"max_tokens": 1, "temperature": 0.0, "detokenize": False}
+# On so few cores one thread is the fastest: several wait for each other, and for the scheduler beside them. It is not
+# bound to a core, on which the engine of a cell at its side would run too. On more cores vLLM arranges its threads.
+FEW_CORES = 4
 TAIL = 15  # lines of the engine's output that an error looks at
 
 
@@ -295,6 +298,8 @@ def open_checkpoint(
     environment = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "WARNING")}
     if tensor_parallel_size == 1:
         environment["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # this child process is enough
-    if on_cpu:
-        environment["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", "1")
+    threads = os.environ.get("OMP_NUM_THREADS") or ("1" if (os.cpu_count() or 1) <= FEW_CORES else "")
+    if on_cpu and threads:
+        binding = os.environ.get("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+        environment |= {"OMP_NUM_THREADS": threads, "VLLM_CPU_OMP_THREADS_BIND": binding}
     return VLLMBackend(EngineProcess(options, environment, start_seconds), load_tokenizer(path))

@@ -102,10 +102,17 @@ def reason_against(config: Mapping[str, Any]) -> str:
     for key, value in known.needs.items():
         if config.get(key) != value:
             return f"config.json has {key}={config.get(key)}, but vLLM computes this architecture with {key}={value}"
-    if SECTION in config and not found.startswith(VERSIONS):
-        wanted = " or ".join(f"{start}x" for start in VERSIONS)
-        return f"compact checkpoints need vLLM {wanted}, and {found} is installed: use layout=expanded or backend=hf"
+    if SECTION in config and (reason := reason_against_version()):
+        return f"{reason}: write the merged model with layout=expanded, or take backend=hf"
     return ""
+
+
+def reason_against_version() -> str:
+    """Why compact checkpoints cannot be served by the vLLM that is installed, or "" where they can."""
+    found = installed_version() or "none"
+    if found.startswith(VERSIONS):
+        return ""
+    return f"compact checkpoints need vLLM {' or '.join(f'{start}x' for start in VERSIONS)}, and {found} is installed"
 
 
 def check(folder: Path) -> dict[str, Any]:
@@ -117,10 +124,9 @@ def check(folder: Path) -> dict[str, Any]:
     config = read_config(folder)
     if reason := reason_against(config):
         raise WinnowError(f"{folder}: {reason}")
-    family = family_of(config)
-    check_checkpoint(folder, family, config)
-    known = KNOWN[family.model_type]
+    known = KNOWN[config["model_type"]]
     _check_shared_experts(CheckpointReader(folder), config, known)
+    check_checkpoint(folder, family_of(config), config)
     return dict(known.cpu_arguments) if is_cpu_build() else {}
 
 

@@ -20,14 +20,14 @@ class Recipe:
 
     vocab_size: int = 2048
     hidden_size: int = 128
-    num_layers: int = 5
-    dense_layers: tuple[int, ...] = (0, 2, 4)
-    dense_width: int = 640
+    num_layers: int = 6
+    dense_layers: tuple[int, ...] = (0, 1, 3, 5)
+    dense_width: int = 512
     num_experts: int = 128
     top_k: int = 8
     expert_width: int = 32
     balance: float = 1e-4
-    tokens: int = 8_500_000
+    tokens: int = 7_000_000
     step_tokens: int = 4096
     max_length: int = 320
     learning_rate: float = 2e-3

@@ -309,3 +309,21 @@ def test_a_sandbox_that_does_not_start_says_so(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(WinnowError, match="does not start"):
         sandbox.capabilities()
     sandbox.capabilities.cache_clear()
+
+
+def test_a_program_is_run_once_unless_it_was_stopped(monkeypatch):
+    started = []
+
+    def counting(source, *rest):
+        started.append(source)
+        return run_function(source, *rest)
+
+    monkeypatch.setattr("harness.sandbox.run_function", counting)
+    once = Program("def f(n):\n    return n + 41", "f", [[1]])
+    stopped = Program("def f(n):\n    while True: pass", "f", [[1]])
+    for _ in range(2):
+        right, again, late = run_many([once, once, stopped], Limits(cpu_seconds=1))
+        assert right == again == Outcome("ok", [42]) and late.status == "timeout"
+    assert sorted(started) == sorted([once.source, stopped.source, stopped.source])
+    assert run_many([Program(once.source, "f", [[2]])])[0].outputs == [43], "other inputs are another program"
+    assert len(started) == 4

@@ -1,0 +1,35 @@
+"""The reference MoE and compressed versions of it, for benchmarks of the backends."""
+
+from fractions import Fraction
+from pathlib import Path
+
+from harness.calibration import calibrate
+from harness.corpora import tokenize
+from harness.loading import load_model, load_tokenizer
+from harness.reference import model_path
+from harness.rewrite import apply_plan
+from methods.hc_smoe import HCSMoE
+from methods.pruning import ExpertPruning
+from tasks.reference.corpus import calibration_corpus
+
+HALF = Fraction(1, 2)
+METHODS = {
+    "50 % pruned": ExpertPruning("reap", "reap"),
+    "50 % merged": HCSMoE("hc_smoe"),
+    "non-uniform": ExpertPruning("reap", "reap", scope="global"),  # other numbers of experts in each layer
+}
+
+
+def checkpoints(folder: Path, names: tuple[str, ...] = tuple(METHODS)) -> dict[str, Path]:
+    """The folder of the uncompressed reference MoE, and of those of ``METHODS`` named, written below ``folder``."""
+    source = model_path()
+    documents = calibration_corpus(dict.fromkeys(("code", "math", "writing", "knowledge"), 60), seed=0)
+    sequences = tokenize(documents, load_tokenizer(source), 256)
+    needed = frozenset(statistic for name in names for statistic in METHODS[name].requires)
+    statistics, _ = calibrate(source, lambda: load_model(source, "float32"), sequences, needed, folder, progress=False)
+    found = {"baseline": source}
+    for number, name in enumerate(names):
+        plan = METHODS[name].decide(statistics, HALF, 0).plan
+        apply_plan(source, plan, folder / str(number), progress=False)
+        found[name] = folder / str(number)
+    return found

@@ -1,0 +1,58 @@
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from harness.backends import choice, vllm_guard
+from harness.errors import WinnowError
+
+BACKENDS: dict[str, Any] = {"name": "auto", "hf": {"name": "hf"}, "vllm": {"name": "vllm"}}
+QWEN = {"model_type": "qwen3_moe"}
+
+
+def writing(items: int, max_new_tokens: int = 100) -> list[Any]:
+    return [SimpleNamespace(items=items, max_new_tokens=max_new_tokens), SimpleNamespace(items=items)]
+
+
+@pytest.fixture(params=["cpu", "gpu"])
+def build(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setattr(vllm_guard, "installed_version", lambda: "0.32.0")
+    monkeypatch.setattr(vllm_guard, "is_cpu_build", lambda: request.param == "cpu")
+    return str(request.param)
+
+
+def test_auto_weighs_the_work_against_the_start_on_a_cpu_only(build: str) -> None:
+    enough = choice.WORTH_A_START // 100
+    small, why = choice.choose(BACKENDS, QWEN, writing(enough - 1))
+    assert small["name"] == ("hf" if build == "cpu" else "vllm") and why
+    assert choice.choose(BACKENDS, QWEN, writing(enough))[0]["name"] == "vllm"
+
+
+def test_auto_takes_transformers_where_nothing_is_written(build: str) -> None:
+    assert choice.choose(BACKENDS, QWEN, []) == ({"name": "hf"}, "the suite writes nothing")
+
+
+def test_auto_takes_transformers_where_vllm_would_be_wrong_or_absent(
+    build: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node, why = choice.choose(BACKENDS, {"model_type": "lfm2_moe"}, writing(10**6))
+    assert node["name"] == "hf" and "wrong text" in why
+    monkeypatch.setattr(vllm_guard, "installed_version", lambda: None)
+    node, why = choice.choose(BACKENDS, QWEN, writing(10**6))
+    assert node["name"] == "hf" and "not installed" in why
+
+
+def test_auto_takes_transformers_beside_a_version_that_was_not_tried(
+    build: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vllm_guard, "installed_version", lambda: "0.33.0")
+    node, why = choice.choose(BACKENDS, QWEN, writing(10**6))
+    assert node["name"] == "hf" and "need vLLM 0.32.x, and 0.33.0 is installed" in why
+
+
+def test_a_backend_asked_for_by_name_is_taken_or_refused(build: str) -> None:
+    for asked in ({"name": "vllm", "open": {}}, {"name": "hf", "open": {}}):
+        assert choice.choose(asked, QWEN, []) == (asked, "")
+    assert choice.choose({"name": "hf"}, {"model_type": "lfm2_moe"}, [])[1] == ""
+    with pytest.raises(WinnowError, match="backend=vllm: architecture 'lfm2_moe'"):
+        choice.choose({"name": "vllm"}, {"model_type": "lfm2_moe"}, [])
