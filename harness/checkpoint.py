@@ -23,13 +23,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from harness.errors import WinnowError
-from harness.families import Family, family_of, read_config
+from harness.families import ExpertTensor, Family, family_of, read_config
 from harness.statistics import ExpertWeights
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 SECTION = "winnow"
-DOWN = 2  # place of the down matrix in Family.expert_tensors; its channels are columns, those of the others rows
 
 
 class CheckpointReader:
@@ -53,6 +52,9 @@ class CheckpointReader:
 
     def names(self) -> list[str]:
         return list(self._file)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._file
 
     def file_of(self, name: str) -> Path:
         try:
@@ -111,6 +113,9 @@ class LayerLayout:
     def is_ragged(self) -> bool:
         return len(set(self.widths)) > 1
 
+    def padded_to(self, width: int) -> "LayerLayout":
+        return LayerLayout((width,) * self.experts, self.route)
+
     @property
     def is_direct(self) -> bool:
         """Row r leads to expert r: an ordinary MoE layer."""
@@ -168,14 +173,16 @@ def check_checkpoint(folder: Path, family: Family, config: Mapping[str, Any]) ->
     hidden = config_integer(config, "hidden_size")
     expected: dict[str, tuple[int, ...]] = {}
     for layer, layout in layouts.items():
-        for expert, width in enumerate(layout.widths):
-            for place, template in enumerate(family.expert_tensors):
-                shape = (hidden, width) if place == DOWN else (width, hidden)
-                expected[template.format(layer=layer, expert=expert)] = shape
+        for tensor in family.expert_tensors:
+            parts = [tensor.shape(width, hidden) for width in layout.widths]
+            shapes = [(len(parts), *parts[0])] if tensor.is_stacked else parts
+            expected |= dict(zip(tensor.names(layer, layout.experts), shapes, strict=True))
         for template in family.router_tensors:
             name = template.format(layer=layer)
             expected[name] = (layout.rows, *reader.shape(name)[1:])
-    prefixes = tuple({t.split("{expert}")[0].format(layer=n) for t in family.expert_tensors for n in layouts})
+        for name in router_biases(reader, family, layer):
+            expected[name] = (*reader.shape(name)[:-1], layout.rows)
+    prefixes = tuple({t.name.split("{expert}")[0].format(layer=n) for t in family.expert_tensors for n in layouts})
     unknown = [name for name in reader.names() if name.startswith(prefixes) and name not in expected]
     if unknown:
         raise WinnowError(
@@ -188,15 +195,49 @@ def check_checkpoint(folder: Path, family: Family, config: Mapping[str, Any]) ->
             raise WinnowError(f"{folder}: {name} has shape {found}, but config.json implies {announced}")
 
 
+def router_biases(reader: CheckpointReader, family: Family, layer: int) -> list[str]:
+    """The biases of a router that the checkpoint has: settings of the model may leave them out."""
+    names = (template.format(layer=layer) for template in family.router_biases)
+    return [name for name in names if name in reader]
+
+
+def expert_part(reader: CheckpointReader, tensor: ExpertTensor, layer: int, expert: int) -> torch.Tensor:
+    """What ``tensor`` holds of one expert, of ``ExpertTensor.shape``; a view of the mapped file."""
+    name = tensor.name.format(layer=layer, expert=expert)
+    return reader.tensor(name)[expert] if tensor.is_stacked else reader.tensor(name)
+
+
 def expert_weights_reader(folder: Path, family: Family) -> Callable[[int, int], ExpertWeights]:
-    """A function (layer, expert) -> the expert's matrices in float32, read when it is called."""
+    """A function (layer, expert) -> the expert's matrices (no biases) in float32, read when it is called."""
     reader = CheckpointReader(folder)
 
     def read(layer: int, expert: int) -> ExpertWeights:
-        names = (template.format(layer=layer, expert=expert) for template in family.expert_tensors)
-        return ExpertWeights(*(reader.tensor(name).float().numpy() for name in names))
+        found: dict[str, Any] = {}
+        for tensor in family.expert_tensors:
+            if tensor.is_bias or tensor.channel_axis is None:
+                continue
+            channels = expert_part(reader, tensor, layer, expert).movedim(tensor.channel_axis, 0)
+            count = len(tensor.matrices)
+            for place, matrix in enumerate(tensor.matrices):
+                rows = channels[place::count] if tensor.interleaved else channels.chunk(count)[place]
+                found[matrix] = (rows.T if matrix == "down" else rows).float().numpy()
+        return ExpertWeights(**found)
 
     return read
+
+
+def widened(part: torch.Tensor, tensor: ExpertTensor, width: int, wider: int) -> torch.Tensor:
+    """One expert's part of ``width`` channels with channels of zeros behind them, ``wider`` in all.
+
+    Exact: a channel of zeros has a gate of zero, and adds nothing to the expert's output.
+    """
+    axis = tensor.channel_axis
+    if axis is None or width == wider:
+        return part
+    shape = list(part.shape)
+    shape[axis] = wider * len(tensor.matrices)
+    places = torch.tensor(tensor.places(range(width), wider))
+    return part.new_zeros(shape).index_copy_(axis, places, part)
 
 
 def padded(matrix: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
@@ -218,10 +259,12 @@ def checkpoint_sizes(folder: Path) -> dict[str, int]:
     expert_names: list[str] = []
     padding_bytes = 0
     for layer, layout in layer_layouts(config, family).items():
-        for expert, width in enumerate(layout.widths):
-            names = [template.format(layer=layer, expert=expert) for template in family.expert_tensors]
+        for tensor in family.expert_tensors:
+            names = tensor.names(layer, layout.experts)
             expert_names += names
-            padding_bytes += sum(map(reader.nbytes, names)) // width * (layout.width - width)
+            if layout.is_ragged:  # one expert a tensor
+                sizes = zip(map(reader.nbytes, names), layout.widths, strict=True)
+                padding_bytes += sum(nbytes // width * (layout.width - width) for nbytes, width in sizes)
     file_sizes = [path.stat().st_size for path in reader.files]
     return {
         "weight_bytes": sum(file_sizes),

@@ -139,14 +139,16 @@ def _layers_built_as_stored(family: Family, layouts: Mapping[int, LayerLayout]) 
         layout = layouts.get(layer_idx)
         if layout is None:
             return original(self, config, layer_idx, *args, **kwargs)
-        with _sizes_in(config, family, layout.experts, layout.width):
+        plain_width = getattr(config, family.width_key)
+        with _sizes_in(config, family, layout.rows, plain_width):
             original(self, config, layer_idx, *args, **kwargs)
-        if layout.rows != layout.experts:
+        if (layout.experts, layout.width) != (layout.rows, plain_width):
+            # rows are everywhere in a block, and its shared experts may have the width of plain routed ones
             donor = layer_class.__new__(layer_class)
-            with _sizes_in(config, family, layout.rows, layout.width):
+            with _sizes_in(config, family, layout.experts, layout.width):
                 original(donor, config, layer_idx, *args, **kwargs)
-            router = donor.get_submodule(f"{block_name}.{family.router}")
-            setattr(self.get_submodule(block_name), family.router, router)
+            experts = donor.get_submodule(f"{block_name}.{family.experts}")
+            setattr(self.get_submodule(block_name), family.experts, experts)
 
     layer_class.__init__ = build
     try:

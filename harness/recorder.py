@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.integrations.moe import _grouped_linear
 
+from harness.calibration_coverage import NAMES as COVERAGE
+from harness.calibration_coverage import CoverageSums, RoutedPairs
 from harness.errors import WinnowError
 from harness.families import Family
 
@@ -69,6 +71,7 @@ class LayerRecorder:
     sums: dict[str, Tensor] = field(default_factory=dict)
     usage: Tensor = field(init=False)
     hidden_sum: Tensor | None = None
+    coverage: CoverageSums | None = None
 
     def __post_init__(self) -> None:
         self.num_experts = int(self.experts.num_experts)
@@ -79,6 +82,9 @@ class LayerRecorder:
         }
         for name in self.statistics & shapes.keys():
             self.sums[name] = torch.zeros(shapes[name], dtype=torch.float64, device=self.device)
+        if self.statistics & COVERAGE:
+            self.coverage = CoverageSums(self.experts, self.statistics & COVERAGE)
+            self.sums |= self.coverage.sums  # the same tensors: they are added to in place
         # Not statistics: they turn NaN or infinite where anything that the layer computes does.
         self.sums["router logits"] = torch.zeros((), dtype=torch.float64, device=self.device)
         self.sums["expert outputs"] = torch.zeros((), dtype=torch.float64, device=self.device)
@@ -139,8 +145,14 @@ class LayerRecorder:
         expert, order = expert[: layout.tokens * top_k], order[: layout.tokens * top_k]
         token = order // top_k
         ends = torch.bincount(expert, minlength=self.num_experts).cumsum(0, dtype=torch.int32)
-        output = _down(experts, _activations(experts, hidden[token], ends, expert), ends, expert)
         gate = gates.reshape(-1)[order]
+        gate_up = _gate_up(experts, hidden[token], ends, expert)
+        activations = experts._apply_gate(gate_up)
+        pairs = RoutedPairs(expert, token, gate, order, ends, layout.documents)
+        if self.coverage is not None:
+            self.coverage.add_activations(pairs, hidden, gate_up, activations)
+        del gate_up
+        output = _down(experts, activations, ends, expert)
         self._add_outputs(expert, layout.source[token], gate, output)
         if "output_mean" in self.statistics:
             self._add_all_activations(hidden[layout.real] if layout.padded else hidden)
@@ -148,6 +160,9 @@ class LayerRecorder:
         unsorted = weighted.new_zeros(positions * top_k, weighted.shape[1])
         unsorted[order] = weighted
         result = unsorted.view(positions, top_k, -1).sum(1).to(hidden.dtype)
+        if self.coverage is not None:
+            slots = unsorted.view(positions, top_k, -1)
+            self.coverage.add_outputs(pairs, activations, weighted, slots, result)
         self.sums["expert outputs"] += result.sum(dtype=torch.float32)
         return result
 
@@ -178,6 +193,11 @@ class LayerRecorder:
                 if self.hidden_sum is None:
                     self.hidden_sum = total.new_zeros(self.num_experts, total.numel())
                 self.hidden_sum[expert] += total
+
+    def add_block_output(self, output: Tensor) -> None:
+        """``output`` (B, L, H) of the decoder layer that the experts are in; the last call of a batch."""
+        if self.coverage is not None:
+            self.coverage.add_block_output(output.reshape(-1, output.shape[-1]))
 
     # -- results ---------------------------------------------------------------------------------------------
 
@@ -237,8 +257,12 @@ def _activations(experts: Any, x: Tensor, ends: Tensor, rows: Tensor | slice, wh
 
     ``which`` are the experts that take part; ``rows`` picks each row's bias among them.
     """
+    return experts._apply_gate(_gate_up(experts, x, ends, rows, which))
+
+
+def _gate_up(experts: Any, x: Tensor, ends: Tensor, rows: Tensor | slice, which: slice = slice(None)) -> Tensor:
     bias = experts.gate_up_proj_bias[which][rows] if experts.has_bias else None
-    return experts._apply_gate(_grouped_linear(x, experts.gate_up_proj[which], ends, bias, experts.is_transposed))
+    return _grouped_linear(x, experts.gate_up_proj[which], ends, bias, experts.is_transposed)
 
 
 def _down(experts: Any, activations: Tensor, ends: Tensor, rows: Tensor) -> Tensor:
@@ -263,6 +287,8 @@ def recording(
             recorders.append(recorder)
             router = block.get_submodule(family.router)
             stack.callback(router.register_forward_hook(partial(_route, recorder, family.router_output)).remove)
+            decoder_layer = model.get_submodule(family.block.format(layer=layer).rpartition(".")[0])
+            stack.callback(decoder_layer.register_forward_hook(partial(_end, recorder)).remove)
             stack.callback(_restore_forward, experts, vars(experts).get("forward"))
             experts.forward = recorder.experts_forward  # type: ignore[method-assign]
         yield recorders
@@ -278,3 +304,7 @@ def _restore_forward(experts: nn.Module, own: Any) -> None:
 def _route(recorder: LayerRecorder, names: tuple[str, ...], module: nn.Module, args: Any, output: Any) -> None:
     named = dict(zip(names, output, strict=True))
     recorder.add_routing(named["logits"], named["gates"], named["indices"])
+
+
+def _end(recorder: LayerRecorder, module: nn.Module, args: Any, output: Any) -> None:
+    recorder.add_block_output(output[0] if isinstance(output, tuple) else output)

@@ -18,7 +18,6 @@ from safetensors.torch import save_file
 from tqdm import tqdm
 
 from harness.checkpoint import (
-    DOWN,
     INDEX,
     SECTION,
     WEIGHTS,
@@ -26,12 +25,13 @@ from harness.checkpoint import (
     LayerLayout,
     check_checkpoint,
     checkpoint_sizes,
-    config_integer,
+    expert_part,
     layer_layouts,
-    padded,
+    router_biases,
+    widened,
 )
 from harness.errors import WinnowError
-from harness.families import Family, family_of, read_config
+from harness.families import ExpertTensor, Family, family_of, read_config
 
 if TYPE_CHECKING:
     from methods.plan import CompressionPlan, LayerPlan, NewExpert
@@ -62,6 +62,16 @@ class _StoredLayer:
 
 
 @dataclass(frozen=True)
+class _RouterNeeds:
+    """A router selects ``top_k`` rows a token among ``groups`` of equal size, and cannot run with less than
+    ``fewest`` in all."""
+
+    top_k: int
+    groups: int
+    fewest: int
+
+
+@dataclass(frozen=True)
 class _Output:
     """One tensor to write. Two of the same ``content`` in a shard are made once."""
 
@@ -81,8 +91,9 @@ def apply_plan(
 
     Plain where every layer is pruned to the same number of experts and all experts to the same width (and where
     the plan is the identity); otherwise compact, or with ``layout="expanded"`` plain again by writing a copy of a
-    merged expert for each of its router rows and padding all experts with zeros to the widest. A source alone
-    with weight 1 is copied bit by bit; sums are computed in float32 (float64 where the tensors are stored in
+    merged expert for each of its router rows and padding all experts with zeros to the widest. Where the checkpoint
+    stacks the experts of a layer in one tensor, they are padded to the widest of the layer in any layout. A source
+    alone with weight 1 is copied bit by bit; sums are computed in float32 (float64 where the tensors are stored in
     float32) and rounded once to the stored dtype.
 
     Holds what is new in one shard and one matrix in the making; what is only copied stays on disk. ``target``
@@ -107,7 +118,7 @@ def apply_plan(
     check_checkpoint(source, family, config)
     reader = CheckpointReader(source)
     old = layer_layouts(config, family)
-    layers = _stored_layers(plan, old, config_integer(config, family.top_k_key), layout == "expanded")
+    layers = _stored_layers(plan, old, _router_needs(family, config), family.stacks_experts, layout == "expanded")
     new_config = _new_config(config, family, layers, layout == "expanded")
     shards = _outputs_by_shard(reader, family, old, layers)
     with _written_atomically(target) as folder:
@@ -121,42 +132,63 @@ def apply_plan(
     return {"layout": "compact" if SECTION in new_config else "plain", **sizes, **before}
 
 
+def _router_needs(family: Family, config: Mapping[str, Any]) -> _RouterNeeds:
+    return _RouterNeeds(family.top_k(config), family.router_groups(config), family.fewest_rows(config))
+
+
 def _stored_layers(
-    plan: "CompressionPlan", old: Mapping[int, LayerLayout], top_k: int, expanded: bool
+    plan: "CompressionPlan", old: Mapping[int, LayerLayout], needs: _RouterNeeds, stacked: bool, expanded: bool
 ) -> dict[int, _StoredLayer]:
     named = sorted(layer.layer for layer in plan.layers)
     if named != sorted(old):
         raise WinnowError(f"the plan is for layers {named}, but the MoE layers of the model are {sorted(old)}")
     by_index = sorted(plan.layers, key=lambda layer: layer.layer)
-    layers = {layer.layer: _stored_layer(layer, old[layer.layer], top_k, expanded) for layer in by_index}
-    if not expanded:
+    layers = {layer.layer: _stored_layer(layer, old[layer.layer], needs, expanded) for layer in by_index}
+    if not expanded and not stacked:
         return layers
     widest = max(stored.layout.width for stored in layers.values())  # a plain checkpoint has one width
     return {
-        layer: replace(stored, layout=replace(stored.layout, widths=(widest,) * stored.layout.experts))
+        layer: replace(stored, layout=stored.layout.padded_to(widest if expanded else stored.layout.width))
         for layer, stored in layers.items()
     }
 
 
-def _stored_layer(plan: "LayerPlan", old: LayerLayout, top_k: int, expanded: bool) -> _StoredLayer:
+def _stored_layer(plan: "LayerPlan", old: LayerLayout, needs: _RouterNeeds, expanded: bool) -> _StoredLayer:
     where = f"plan, layer {plan.layer}"
     if len(plan.route) != old.rows:
         raise WinnowError(f"{where}: it routes {len(plan.route)} experts, but the model has {old.rows}")
     kept = [(row, new) for row, new in enumerate(plan.route) if new is not None]
     if {new for _, new in kept} != set(range(len(plan.experts))):
         raise WinnowError(f"{where}: the route must lead to every new expert and to no other")
-    if len(kept) < top_k:
-        raise WinnowError(f"{where}: {len(kept)} router rows are left, but the model selects {top_k} a token")
     for index, expert in enumerate(plan.experts):
         _check_expert(expert, f"{where}, new expert {index}", old)
     if plan.is_pruning:  # an ordinary layer, once its rows stand in the order of its experts
         kept.sort(key=lambda pair: pair[1])
     rows, route = tuple(row for row, _ in kept), tuple(new for _, new in kept)
+    _check_rows(rows, where, old, needs)
     experts, homes = plan.experts, tuple(expert.sources[0].expert for expert in plan.experts)
     if expanded:
         experts, homes, route = tuple(experts[new] for new in route), rows, tuple(range(len(rows)))
     widths = tuple(old.width if e.channels is None else len(e.channels) for e in experts)
     return _StoredLayer(rows, experts, homes, LayerLayout(widths, route))
+
+
+def _check_rows(rows: tuple[int, ...], where: str, old: LayerLayout, needs: _RouterNeeds) -> None:
+    """Enough rows for the router, and as many in each of its groups, which stay together."""
+    left = f"{where}: {len(rows)} router rows are left, but the model selects {needs.top_k} a token"
+    if len(rows) < needs.top_k:
+        raise WinnowError(left)
+    if len(rows) < needs.fewest:
+        raise WinnowError(f"{left} in {needs.groups} router groups: it needs {needs.fewest}")
+    share = old.rows // needs.groups
+    group_of = [row // share for row in rows]
+    size = len(rows) // needs.groups
+    blocks = [set(group_of[start : start + size]) for start in range(0, len(rows), size)]
+    if len(blocks) != needs.groups or any(len(block) > 1 for block in blocks) or len(set(group_of)) < needs.groups:
+        counts = ", ".join(str(group_of.count(group)) for group in range(needs.groups))
+        raise WinnowError(
+            f"{where}: the {needs.groups} router groups must keep the same number of rows, side by side, not {counts}"
+        )
 
 
 def _check_expert(expert: "NewExpert", where: str, old: LayerLayout) -> None:
@@ -183,7 +215,15 @@ def _new_config(
     counts = sorted({layout.experts for layout in layouts.values()})
     widths = {width for layout in layouts.values() for width in layout.widths}
     if len(counts) == len(widths) == 1 and all(layout.is_direct for layout in layouts.values()):
-        return family.with_num_experts(config, counts[0]) | {family.width_key: widths.pop()}
+        width = widths.pop()
+        plain = family.with_width(family.with_num_experts(config, counts[0]), width)
+        if plain is not None:
+            return plain
+        if expanded:
+            raise WinnowError(
+                f"layout=expanded cannot say that routed experts have {width} channels, because the width of the "
+                f"shared expert hangs on {family.width_key}: use layout=compact"
+            )
     if expanded:
         raise WinnowError(
             "layout=expanded needs the same number of router rows in every layer, but this plan leaves "
@@ -210,60 +250,82 @@ def _outputs_by_shard(
     shards: dict[Path, list[_Output]] = {path: [] for path in reader.files}
     replaced: set[str] = set()
 
-    def row_selection(name: str, rows: tuple[int, ...]) -> Callable[[], torch.Tensor]:
-        return lambda: reader.tensor(name).index_select(0, torch.tensor(rows))
+    def selection(name: str, axis: int, rows: tuple[int, ...]) -> Callable[[], torch.Tensor]:
+        return lambda: reader.tensor(name).index_select(axis, torch.tensor(rows))
 
-    def new_matrix(expert: "NewExpert", width: int, old_names: list[str], place: int) -> Callable[[], torch.Tensor]:
+    def new_part(layer: int, tensor: ExpertTensor, expert: "NewExpert", width: int) -> Callable[[], torch.Tensor]:
         def make() -> torch.Tensor:
-            matrix = _matrix(expert, lambda e: reader.tensor(old_names[e]), 1 if place == DOWN else 0)
-            rows, columns = matrix.shape
-            return padded(matrix, rows, width) if place == DOWN else padded(matrix, width, columns)
+            old_width = old[layer].width
+            part = _part(expert, lambda e: expert_part(reader, tensor, layer, e), tensor, old_width)
+            return widened(part, tensor, old_width if expert.channels is None else len(expert.channels), width)
 
         return make
 
-    def same_matrix(name: str) -> Callable[[], torch.Tensor]:
+    def same(name: str) -> Callable[[], torch.Tensor]:
         return lambda: reader.tensor(name)
 
+    def add(output: _Output, home: str) -> None:
+        shards[reader.file_of(home)].append(output)
+
     for layer, stored in layers.items():
-        for template in family.router_tensors:
-            name = template.format(layer=layer)
+        matrices = [(template.format(layer=layer), 0) for template in family.router_tensors]
+        for name, axis in [*matrices, *((name, -1) for name in router_biases(reader, family, layer))]:
             replaced.add(name)
-            shards[reader.file_of(name)].append(_Output(name, name, row_selection(name, stored.rows)))
-        for place, template in enumerate(family.expert_tensors):
-            old_names = [template.format(layer=layer, expert=e) for e in range(old[layer].experts)]
+            add(_Output(name, name, selection(name, axis, stored.rows)), name)
+        for place, tensor in enumerate(family.expert_tensors):
+            old_names = tensor.names(layer, old[layer].experts)
             replaced.update(old_names)
-            together = zip(stored.experts, stored.homes, stored.layout.widths, strict=True)
-            for index, (expert, home, width) in enumerate(together):
-                output = _Output(
-                    template.format(layer=layer, expert=index),
-                    (layer, place, expert),
-                    new_matrix(expert, width, old_names, place),
-                )
-                shards[reader.file_of(old_names[home])].append(output)
+            sized = list(zip(stored.experts, stored.layout.widths, strict=True))
+            parts = [new_part(layer, tensor, expert, width) for expert, width in sized]
+            if tensor.is_stacked:
+                add(_Output(old_names[0], old_names[0], _stacked(parts)), old_names[0])
+                continue
+            names = tensor.names(layer, len(parts))
+            for name, (expert, _), home, part in zip(names, sized, stored.homes, parts, strict=True):
+                add(_Output(name, (layer, place, expert), part), old_names[home])
     for name in reader.names():
         if name not in replaced:
-            shards[reader.file_of(name)].append(_Output(name, name, same_matrix(name)))
+            shards[reader.file_of(name)].append(_Output(name, name, same(name)))
     return [outputs for outputs in shards.values() if outputs]
 
 
-def _matrix(expert: "NewExpert", read: Callable[[int], torch.Tensor], channel_dim: int) -> torch.Tensor:
-    """One matrix of a new expert from those of its sources; channels run along ``channel_dim``."""
+def _stacked(parts: list[Callable[[], torch.Tensor]]) -> Callable[[], torch.Tensor]:
+    """The parts of all experts along a new first dimension, of which one at a time is made."""
+
+    def make() -> torch.Tensor:
+        first = parts[0]()
+        whole = first.new_empty((len(parts), *first.shape))
+        whole[0] = first
+        for index, part in enumerate(parts[1:], start=1):
+            whole[index] = part()
+        return whole
+
+    return make
+
+
+def _part(
+    expert: "NewExpert", read: Callable[[int], torch.Tensor], tensor: ExpertTensor, old_width: int
+) -> torch.Tensor:
+    """What ``tensor`` holds of a new expert, from what it holds of its sources, which have ``old_width`` channels."""
+    axis = tensor.channel_axis
 
     def arranged(expert_index: int, permutation: tuple[int, ...] | None) -> torch.Tensor:
         order = permutation
         if expert.channels is not None:  # select before summing: the same numbers for less memory
             order = tuple(c if permutation is None else permutation[c] for c in expert.channels)
-        tensor = read(expert_index)
-        return tensor if order is None else tensor.index_select(channel_dim, torch.tensor(order))
+        part = read(expert_index)
+        if order is None or axis is None:
+            return part
+        return part.index_select(axis, torch.tensor(tensor.places(order, old_width)))
 
     first = expert.sources[0]
     if len(expert.sources) == 1 and first.weight == 1.0:
         return arranged(first.expert, first.permutation)
-    tensor = arranged(first.expert, first.permutation)
-    stored_dtype = tensor.dtype
+    part = arranged(first.expert, first.permutation)
+    stored_dtype = part.dtype
     if stored_dtype not in _SUM_DTYPE:
         raise WinnowError(f"experts stored as {stored_dtype} cannot be summed: use an unquantised checkpoint")
-    total = torch.zeros(tensor.shape, dtype=_SUM_DTYPE[stored_dtype])
+    total = torch.zeros(part.shape, dtype=_SUM_DTYPE[stored_dtype])
     for source in expert.sources:
         total.add_(arranged(source.expert, source.permutation).to(total.dtype), alpha=source.weight)
     return total.to(stored_dtype)

@@ -1,14 +1,18 @@
 """What one calibration pass measures, layer by layer: the only thing, beside a ratio, that a method sees."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from harness.errors import WinnowError
 
-# name -> shape and meaning. E experts, H hidden size; t runs over the T non-padding tokens of the corpus,
+# name -> shape and meaning. E experts, H hidden size, I channels; t runs over the T non-padding tokens of the corpus,
 # S_t are the experts that token t is routed to, g the gate value that really multiplies the output f_j(x_t).
+# For coverage: m_t is the sum of g_tj * f_j(x_t) over S_t, y_t the decoder layer's output, h_tj the activations before
+# the down projection, d_jc the column c of that projection. The attributions of a layer add up to its relative block
+# loss, the sum of |m_t|^2 / (|y_t|^2 + 1e-6). Of a perturbed block, in which every f_j is scaled by alpha, the loss is
+# (1 - alpha)^2 times that, and its gradient along f_j -2 alpha (1 - alpha) times the attribution.
 STATISTICS: dict[str, str] = {
     "frequency": "(E,) tokens routed to the expert: #{t : j in S_t}",
     "gate_sum": "(E,) sum of g_tj over routed tokens",
@@ -21,7 +25,14 @@ STATISTICS: dict[str, str] = {
     "output_mean": "(E, H) mean over ALL tokens of f_j(x_t), routed or not",
     "router_gram": "(E, E) sum over all tokens of r_ti * r_tj, raw router logits",
     "router_document_distance": "(E, E) mean over documents, weighted by tokens, of 1 - cosine of logit columns",
+    "attribution_sum": "(E,) sum over routed tokens of g_tj * <m_t, f_j(x_t)> / (|y_t|^2 + 1e-6)",
+    "channel_square_sum": "(E, 3, I) sum over routed tokens of the squared gate output, up output and h_tj",
+    "input_square_sum": "(E, H) sum over routed tokens of x_t squared",
+    "channel_saliency_sum": "(E, I) sum over routed tokens of |g_tj * h_tjc * <m_t, d_jc>| / (|y_t|^2 + 1e-6)",
+    "released_attribution": "(E,) EMA over documents of attribution_sum / T, terms clipped (released coverage code)",
+    "released_activation": "(E, I) EMA over documents of the mean of the three roots of channel_square_sum (same code)",
 }
+SQUARE = frozenset({"router_gram", "router_document_distance"})  # (E, E): experts against experts
 
 
 @dataclass(frozen=True)
@@ -43,7 +54,8 @@ class Statistics:
 
     ``layers`` maps the decoder layer's index to its arrays by name (float64, see ``STATISTICS``).
     ``expert_weights(layer, expert)`` reads the float32 weights of one expert when a method asks for them, so that no
-    caller ever holds the whole model. ``num_experts`` is E, the same in every layer of an uncompressed model.
+    caller ever holds the whole model. ``num_experts`` is E, the same in every layer of an uncompressed model;
+    ``experts_left`` has the layers in which fewer are looked at (see ``restricted``).
     """
 
     num_experts: int
@@ -52,6 +64,10 @@ class Statistics:
     layers: Mapping[int, Mapping[str, np.ndarray]]
     n_group: int = 1
     expert_weights: Callable[[int, int], ExpertWeights] = field(default=_no_weights, repr=False)
+    experts_left: Mapping[int, int] = field(default_factory=dict)
+
+    def experts_in(self, layer: int) -> int:
+        return self.experts_left.get(layer, self.num_experts)
 
     def get(self, layer: int, name: str) -> np.ndarray:
         """The array ``name`` of ``layer``. Raises WinnowError where the pass did not collect it."""
@@ -61,3 +77,21 @@ class Statistics:
             raise WinnowError(
                 f"statistic '{name}' of layer {layer} was not collected; known statistics: {', '.join(STATISTICS)}"
             ) from None
+
+
+def restricted(statistics: Statistics, kept: Mapping[int, Sequence[int]]) -> Statistics:
+    """The same pass, looking only at the experts ``kept[layer]``, which are numbered 0, 1, ... in that order."""
+
+    def rows(layer: int, name: str, values: np.ndarray) -> np.ndarray:
+        index = list(kept[layer])
+        return values[np.ix_(index, index)] if name in SQUARE else values[index]
+
+    return replace(
+        statistics,
+        layers={
+            layer: {name: rows(layer, name, values) for name, values in arrays.items()}
+            for layer, arrays in statistics.layers.items()
+        },
+        expert_weights=lambda layer, expert: statistics.expert_weights(layer, kept[layer][expert]),
+        experts_left={layer: len(experts) for layer, experts in kept.items()},
+    )

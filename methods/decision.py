@@ -100,7 +100,7 @@ def finite(values: np.ndarray, what: str, layer: int, num_experts: int) -> np.nd
 
 def statistic(statistics: Statistics, layer: int, name: str) -> np.ndarray:
     """The statistic as float64. Raises WinnowError that names layer and statistic if it is not finite."""
-    return finite(statistics.get(layer, name), f"statistic '{name}'", layer, statistics.num_experts)
+    return finite(statistics.get(layer, name), f"statistic '{name}'", layer, statistics.experts_in(layer))
 
 
 def warn_of_never_routed(statistics: Statistics, consequence: str) -> None:
@@ -110,7 +110,7 @@ def warn_of_never_routed(statistics: Statistics, consequence: str) -> None:
     if never:
         where = ", ".join(str(layer) for layer, count in counts.items() if count)
         warnings.warn(
-            f"{never} of {len(counts) * statistics.num_experts} experts were never routed to "
+            f"{never} of {sum(map(statistics.experts_in, counts))} experts were never routed to "
             f"during calibration (layers {where}): {consequence}",
             stacklevel=3,
         )

@@ -134,3 +134,72 @@ def prune(layer: int, num_experts: int, kept: Iterable[int]) -> LayerPlan:
 
 def identity(layer: int, num_experts: int) -> LayerPlan:
     return prune(layer, num_experts, range(num_experts))
+
+
+def compose(first: CompressionPlan, second: CompressionPlan, width: int | None = None) -> CompressionPlan:
+    """The plan that does what ``first`` and then ``second`` do, ``second`` being made for what ``first`` leaves.
+
+    So ``second`` numbers the new experts of ``first``, and its channels are those that ``first`` kept, in that order;
+    ``second.route[j]`` is where the rows now lead that ``first`` led to its new expert j. ``width`` (the channels of an
+    old expert) is needed only where experts that kept different channels are merged. Raises WinnowError where the
+    plans do not fit each other.
+    """
+    after = {layer.layer: layer for layer in second.layers}
+    if after.keys() != {layer.layer for layer in first.layers}:
+        raise WinnowError("plans cannot be composed: they are for different layers")
+    return CompressionPlan(tuple(_compose_layer(layer, after[layer.layer], width) for layer in first.layers))
+
+
+def _compose_layer(first: LayerPlan, second: LayerPlan, width: int | None) -> LayerPlan:
+    if len(second.route) != len(first.experts):
+        raise WinnowError(
+            f"plans cannot be composed: the first leaves {len(first.experts)} experts in layer {first.layer}, "
+            f"the second is for {len(second.route)}"
+        )
+    experts = tuple(_compose_expert(first, new, width) for new in second.experts)
+    return LayerPlan(first.layer, experts, tuple(None if j is None else second.route[j] for j in first.route))
+
+
+def _compose_expert(first: LayerPlan, new: NewExpert, width: int | None) -> NewExpert:
+    between = [(share, first.experts[share.expert]) for share in new.sources]
+    kept = {old.channels for _, old in between}
+    in_place = all(share.permutation is None for share, _ in between)
+    if kept != {None} and not (in_place and len(kept) == 1):
+        return _compose_selections(between, new.channels, first.layer, width)
+    sources = tuple(
+        Source(old.expert, share.weight * old.weight, _through(share.permutation, old.permutation))
+        for share, expert in between
+        for old in expert.sources
+    )
+    return NewExpert(sources, _through(new.channels, kept.pop()))
+
+
+def _compose_selections(
+    between: list[tuple[Source, NewExpert]], channels: tuple[int, ...] | None, layer: int, width: int | None
+) -> NewExpert:
+    """Sources whose channels differ: each gets a permutation that begins with its own channels."""
+    selected = [
+        (old.expert, share.weight * old.weight, _through(_through(share.permutation, expert.channels), old.permutation))
+        for share, expert in between
+        for old in expert.sources
+    ]
+    if len(selected) == 1:
+        expert, weight, order = selected[0]
+        return NewExpert((Source(expert, weight),), _through(channels, order))
+    if width is None:
+        raise WinnowError(f"plans cannot be composed without the width: layer {layer} merges different channels")
+    orders = [tuple(range(width)) if order is None else order for _, _, order in selected]
+    if len({len(order) for order in orders}) > 1:
+        raise WinnowError(f"plans cannot be composed: layer {layer} merges experts of different widths")
+    sources = tuple(
+        Source(expert, weight, order + tuple(sorted(set(range(width)) - set(order))))
+        for (expert, weight, _), order in zip(selected, orders, strict=True)
+    )
+    return NewExpert(sources, _through(channels, tuple(range(len(orders[0])))))
+
+
+def _through(outer: tuple[int, ...] | None, inner: tuple[int, ...] | None) -> tuple[int, ...] | None:
+    """Place i of the result is ``inner[outer[i]]``; None is every place as it is."""
+    if outer is None or inner is None:
+        return inner if outer is None else outer
+    return tuple(inner[place] for place in outer)

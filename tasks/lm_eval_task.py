@@ -33,7 +33,8 @@ class LmEvalTask:
         arc: {_target_: tasks.lm_eval_task.LmEvalTask, name: arc, tasks: [arc_easy, arc_challenge]}
 
     ``include_path``: a folder of task YAML files, used instead of lm-eval's own. ``num_fewshot``: None keeps the
-    tasks' own; tasks that say 0 keep it always. ``limit``: items a task. ``seed`` is of few-shot examples, sampling and bootstrap intervals.
+    tasks' own; a task that says 0 keeps it always. ``limit``: items a task. ``seed`` is of few-shot examples, sampling
+    and bootstrap intervals.
 
     The domain of a score or sample is the lm-eval task (or group). A metric has lm-eval's name, with its filter after a
     comma unless it is "none". A sample's score is its first metric, on which cells can be paired; for perplexities the

@@ -1,17 +1,21 @@
 """Every statistic by plain float64 loops over tokens and experts: slow, and too simple to be wrong.
 
-Independent of the calibration pass: it hooks the routers of a transformers model, keeps what goes in and what
-comes out, and adds up one token and one expert at a time.
+Independent of the calibration pass and of the family table: it finds the routers of a transformers model by the names
+of their classes, keeps what goes in and what comes out, and adds up one token and one expert at a time.
 """
 
 import math
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from harness.statistics import ExpertWeights, Statistics
+from tests.brute_force_coverage import coverage_statistics
 
 
 @dataclass(frozen=True)
@@ -24,26 +28,58 @@ class RoutedDocument:
     indices: np.ndarray  # (n, k) int, the selected experts
 
 
+@dataclass(frozen=True)
+class Block:
+    """An MoE block of a transformers model."""
+
+    router: nn.Module
+    experts: nn.Module
+
+
+def moe_blocks(model: PreTrainedModel) -> dict[int, Block]:
+    """Layer -> its MoE block: the parent of what calls itself experts, with a router under one of two names."""
+    found = {}
+    for name, module in model.named_modules():
+        if type(module).__name__.endswith("Experts"):
+            parent = model.get_submodule(name.rsplit(".", 1)[0])
+            router = parent.gate if hasattr(parent, "gate") else parent.router
+            found[int(re.search(r"layers\.(\d+)\.", name)[1])] = Block(router, module)
+    return found
+
+
+def router_answer(output: tuple[torch.Tensor, ...], num_experts: int) -> dict[str, torch.Tensor]:
+    """Logits, gates and indices, told apart by what they look like (fewer experts are selected than there are)."""
+    names = {}
+    for tensor in output:
+        if not tensor.is_floating_point():
+            names["indices"] = tensor
+        else:
+            names["logits" if tensor.shape[-1] == num_experts else "gates"] = tensor
+    return names
+
+
 def routed_documents(model: PreTrainedModel, documents: list[list[int]]) -> dict[int, list[RoutedDocument]]:
     """Layer -> one RoutedDocument a document; the documents go through the model alone, one by one."""
     seen: dict[int, list[RoutedDocument]] = {}
 
-    def remember(layer: int):
+    def remember(layer: int, num_experts: int):
         def hook(module, args, output):
-            logits, gates, indices = output
+            named = router_answer(output, num_experts)
             hidden = args[0].reshape(-1, args[0].shape[-1])
             seen.setdefault(layer, []).append(
                 RoutedDocument(
-                    hidden.double().numpy(), logits.double().numpy(), gates.double().numpy(), indices.numpy()
+                    hidden.double().numpy(),
+                    named["logits"].double().numpy(),
+                    named["gates"].double().numpy(),
+                    named["indices"].numpy(),
                 )
             )
 
         return hook
 
     hooks = [
-        layer.mlp.gate.register_forward_hook(remember(index))
-        for index, layer in enumerate(model.model.layers)
-        if hasattr(layer.mlp, "experts")
+        block.router.register_forward_hook(remember(layer, block.experts.num_experts))
+        for layer, block in moe_blocks(model).items()
     ]
     try:
         with torch.no_grad():
@@ -57,10 +93,33 @@ def routed_documents(model: PreTrainedModel, documents: list[list[int]]) -> dict
 
 def weights_of(model: PreTrainedModel, layer: int, expert: int) -> ExpertWeights:
     """Float32 gate, up (I, H) and down (H, I) of one expert, out of the fused tensors in memory."""
-    experts = model.model.layers[layer].mlp.experts
+    experts = moe_blocks(model)[layer].experts
     fused = experts.gate_up_proj[expert].detach().float().numpy()
+    down = experts.down_proj[expert].detach().float().numpy()
+    if experts.is_transposed:
+        fused, down = fused.T, down.T
     width = fused.shape[0] // 2
-    return ExpertWeights(fused[:width], fused[width:], experts.down_proj[expert].detach().float().numpy())
+    if experts.is_concatenated:
+        return ExpertWeights(fused[:width], fused[width:], down)
+    return ExpertWeights(fused[::2], fused[1::2], down)
+
+
+def expert_function(model: PreTrainedModel, layer: int, expert: int) -> Callable[[np.ndarray], np.ndarray]:
+    """The function f of one expert, in float64: ``expert_output``, or that of gpt-oss with biases and clamps."""
+    weights = weights_of(model, layer, expert)
+    weights = ExpertWeights(weights.gate.astype(float), weights.up.astype(float), weights.down.astype(float))
+    experts = moe_blocks(model)[layer].experts
+    if not experts.has_bias:
+        return lambda x: expert_output(weights, x)
+    bias = experts.gate_up_proj_bias[expert].detach().double().numpy()
+    down_bias = experts.down_proj_bias[expert].detach().double().numpy()
+
+    def clamped(x: np.ndarray) -> np.ndarray:
+        gate = np.minimum(weights.gate @ x + bias[::2], experts.limit)
+        up = np.clip(weights.up @ x + bias[1::2], -experts.limit, experts.limit)
+        return weights.down @ (gate / (1.0 + np.exp(-experts.alpha * gate)) * (up + 1.0)) + down_bias
+
+    return clamped
 
 
 def expert_output(weights: ExpertWeights, x: np.ndarray) -> np.ndarray:
@@ -72,9 +131,10 @@ def expert_output(weights: ExpertWeights, x: np.ndarray) -> np.ndarray:
 
 def brute_force_statistics(model: PreTrainedModel, documents: list[list[int]]) -> Statistics:
     """Every statistic of ``harness.statistics.STATISTICS`` on ``documents`` (token ids as they are)."""
-    assert model.config.hidden_act == "silu"
+    assert getattr(model.config, "hidden_act", "silu") == "silu"
     routed = routed_documents(model, documents)
-    layers = {layer: _layer_statistics(model, layer, seen) for layer, seen in routed.items()}
+    coverage = coverage_statistics(model, documents)
+    layers = {layer: _layer_statistics(model, layer, seen) | coverage[layer] for layer, seen in routed.items()}
     first = next(iter(routed.values()))
     return Statistics(
         num_experts=first[0].logits.shape[1],
@@ -87,10 +147,7 @@ def brute_force_statistics(model: PreTrainedModel, documents: list[list[int]]) -
 
 def _layer_statistics(model: PreTrainedModel, layer: int, seen: list[RoutedDocument]) -> dict[str, np.ndarray]:
     num_experts = seen[0].logits.shape[1]
-    weights = []
-    for j in range(num_experts):
-        w = weights_of(model, layer, j)
-        weights.append(ExpertWeights(w.gate.astype(float), w.up.astype(float), w.down.astype(float)))
+    functions = [expert_function(model, layer, j) for j in range(num_experts)]
     vector = lambda: np.zeros(num_experts)  # noqa: E731
     total = {
         "frequency": vector(),
@@ -109,7 +166,7 @@ def _layer_statistics(model: PreTrainedModel, layer: int, seen: list[RoutedDocum
     for document in seen:
         for t in range(len(document.hidden)):
             tokens += 1
-            _add_token(total, weights, document, t)
+            _add_token(total, functions, document, t)
     total["output_mean"] /= tokens
     for document in seen:
         share = len(document.logits) / tokens
@@ -121,7 +178,12 @@ def _layer_statistics(model: PreTrainedModel, layer: int, seen: list[RoutedDocum
     return total
 
 
-def _add_token(total: dict[str, np.ndarray], weights: list[ExpertWeights], document: RoutedDocument, t: int) -> None:
+def _add_token(
+    total: dict[str, np.ndarray],
+    functions: list[Callable[[np.ndarray], np.ndarray]],
+    document: RoutedDocument,
+    t: int,
+) -> None:
     x, logits = document.hidden[t], document.logits[t]
     chosen = {int(j): float(g) for j, g in zip(document.indices[t], document.gates[t], strict=True)}
     exponentials = [math.exp(r - max(logits)) for r in logits]
@@ -129,11 +191,11 @@ def _add_token(total: dict[str, np.ndarray], weights: list[ExpertWeights], docum
     best = max(chosen, key=lambda j: chosen[j])
     total["top1_frequency"][best] += 1
     total["top1_confidence_sum"][best] += probability[best]
-    for j in range(len(weights)):
-        output = expert_output(weights[j], x)
+    for j in range(len(functions)):
+        output = functions[j](x)
         total["output_mean"][j] += output
         total["router_probability_sum"][j] += probability[j]
-        for i in range(len(weights)):
+        for i in range(len(functions)):
             total["router_gram"][i, j] += logits[i] * logits[j]
         if j in chosen:
             norm = math.sqrt(sum(v * v for v in output))

@@ -368,18 +368,20 @@ class RoomyLayer(DynamicLayer):
     """Keys and values with room for more tokens behind them, so that a new token is written and the old not copied."""
 
     ROOM = 64  # tokens
+    _room: tuple[Tensor, ...] = ()  # the tensors that ``keys`` and ``values`` are the beginnings of
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        new = (key_states, value_states)
         start = self.get_seq_length()
         end = start + key_states.shape[-2]
-        new = (key_states, value_states)
         if start == 0:
             self.lazy_initialization(key_states, value_states)
-        if start == 0 or self._room is None or end > self._room[0].shape[-2]:
-            self._room = tuple(part.new_empty(*part.shape[:2], end + self.ROOM, part.shape[-1]) for part in new)
-            if start:
-                for room, held in zip(self._room, (self.keys, self.values), strict=True):
-                    room[:, :, :start] = held
+            self._room = ()
+        if not self._room or end > self._room[0].shape[-2]:
+            grown = tuple(part.new_empty(*part.shape[:2], end + self.ROOM, part.shape[-1]) for part in new)
+            if start and self.keys is not None and self.values is not None:
+                grown[0][:, :, :start], grown[1][:, :, :start] = self.keys, self.values
+            self._room = grown
         for room, part in zip(self._room, new, strict=True):
             room[:, :, start:end] = part
         self.keys, self.values = (room[:, :, :end] for room in self._room)
@@ -387,7 +389,7 @@ class RoomyLayer(DynamicLayer):
 
     def batch_select_indices(self, indices: Tensor) -> None:
         super().batch_select_indices(indices)
-        self._room: tuple[Tensor, ...] | None = None
+        self._room = ()
 
 
 def _select(cache: DynamicCache, rows: Tensor) -> DynamicCache:

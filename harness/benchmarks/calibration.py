@@ -116,7 +116,7 @@ def void(result: object) -> None:
 
 def report(what: str, value: float, limit: float, unit: str) -> bool:
     passed = value <= limit
-    print(f"{'PASS' if passed else 'FAIL'}  {what}: {value:.2f} {unit} (bar: {limit:g})")
+    print(f"{'PASS' if passed else 'FAIL'}  {what}: {value:.3g} {unit} (bar: {limit:g})")
     return passed
 
 

@@ -8,12 +8,13 @@ from harness.corpora import tokenize
 from harness.loading import load_model, load_tokenizer
 from harness.reference import model_path
 from harness.rewrite import apply_plan
+from methods.decision import Method
 from methods.hc_smoe import HCSMoE
 from methods.pruning import ExpertPruning
 from tasks.reference.corpus import calibration_corpus
 
 HALF = Fraction(1, 2)
-METHODS = {
+METHODS: dict[str, Method] = {
     "50 % pruned": ExpertPruning("reap", "reap"),
     "50 % merged": HCSMoE("hc_smoe"),
     "non-uniform": ExpertPruning("reap", "reap", scope="global"),  # other numbers of experts in each layer
@@ -22,7 +23,7 @@ METHODS = {
 
 def checkpoints(folder: Path, names: tuple[str, ...] = tuple(METHODS)) -> dict[str, Path]:
     """The folder of the uncompressed reference MoE, and of those of ``METHODS`` named, written below ``folder``."""
-    source = model_path()
+    source = Path(model_path())
     documents = calibration_corpus(dict.fromkeys(("code", "math", "writing", "knowledge"), 60), seed=0)
     sequences = tokenize(documents, load_tokenizer(source), 256)
     needed = frozenset(statistic for name in names for statistic in METHODS[name].requires)

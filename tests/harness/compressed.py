@@ -1,12 +1,16 @@
-"""Plans for tests, and a compressed model by plain float64 loops: slow, and too simple to be wrong."""
+"""Plans for tests, and what a compressed model computes, too simply to be wrong: slow float64 loops for routers of one
+kind, and the stock model changed by hand for any family.
+"""
 
 import math
 import random
+from dataclasses import replace
 
 import torch
 from transformers import PreTrainedModel
 
 from methods.plan import CompressionPlan, LayerPlan, NewExpert, Source, identity, prune
+from tests.brute_force import moe_blocks
 
 RENORMALISED = {"qwen3_moe": True, "mixtral": True, "olmoe": False}
 
@@ -81,6 +85,11 @@ def identity_plan(layers: int = 2, num_experts: int = 8) -> CompressionPlan:
     return CompressionPlan(tuple(identity(layer, num_experts) for layer in range(layers)))
 
 
+def at_layers(plan: CompressionPlan, layers: list[int]) -> CompressionPlan:
+    """The same plan for these layers instead of 0, 1, ..."""
+    return CompressionPlan(tuple(replace(p, layer=layer) for p, layer in zip(plan.layers, layers, strict=True)))
+
+
 def tokens(batch: int = 2, length: int = 24) -> torch.Tensor:
     return torch.randint(0, 256, (batch, length), generator=torch.Generator().manual_seed(1))
 
@@ -142,3 +151,65 @@ def _new_expert(experts, new: NewExpert) -> tuple[torch.Tensor, torch.Tensor, to
             down[:, c] += source.weight * old_down[:, old]
     kept = list(range(width)) if new.channels is None else list(new.channels)
     return gate[kept], up[kept], down[:, kept]
+
+
+def compressed_by_hand(model: PreTrainedModel, plan: CompressionPlan) -> PreTrainedModel:
+    """``model`` itself, stock code and shapes, computing what ``plan`` asks for.
+
+    Every old expert takes the weights of the new one that its row leads to, with zeros where a channel is dropped; no
+    removed row is ever chosen.
+    """
+    blocks = moe_blocks(model)
+    with torch.no_grad():
+        for layer in plan.layers:
+            block = blocks[layer.layer]
+            old = {name: tensor.detach().double().clone() for name, tensor in block.experts.named_parameters()}
+            for row, new in enumerate(layer.route):
+                if new is not None:
+                    _become(block.experts, old, row, layer.experts[new])
+            mask = torch.tensor([-torch.inf if new is None else 0.0 for new in layer.route])
+            _mask_rows(block.router, mask)
+            parent = next(m for m in model.modules() if block.experts in m.children())
+            for name, bias in [*parent.named_buffers(), *parent.named_parameters()]:
+                if name.endswith(("correction_bias", "expert_bias")):  # these add to the scores after the logits
+                    bias.add_(mask)
+    return model
+
+
+def _become(experts, old: dict[str, torch.Tensor], row: int, new: NewExpert) -> None:
+    width = old["down_proj"].shape[1 if experts.is_transposed else 2]
+
+    def by_channel(name: str, tensor: torch.Tensor) -> torch.Tensor:
+        """A view (matrices, channels, ...) of one expert's tensor."""
+        if name.startswith("down"):
+            return (tensor if experts.is_transposed else tensor.T)[None]
+        first = tensor.T if experts.is_transposed and tensor.dim() == 2 else tensor
+        if experts.is_concatenated:
+            return first.unflatten(0, (2, width))
+        return first.unflatten(0, (width, 2)).transpose(0, 1)
+
+    for name, parameter in experts.named_parameters():
+        total = torch.zeros_like(old[name][row])
+        for source in new.sources:
+            share = source.weight * old[name][source.expert]
+            if name == "down_proj_bias":
+                total += share
+                continue
+            for channel in range(width) if new.channels is None else new.channels:
+                before = channel if source.permutation is None else source.permutation[channel]
+                by_channel(name, total)[:, channel] += by_channel(name, share)[:, before]
+        parameter[row] = total.to(parameter.dtype)
+
+
+def _mask_rows(router: torch.nn.Module, mask: torch.Tensor) -> None:
+    """The router's own forward, in which ``mask`` is added to the logits: the product with its weight."""
+    linear, own = torch.nn.functional.linear, router.forward
+
+    def forward(*args):
+        torch.nn.functional.linear = lambda *operands: linear(*operands) + mask
+        try:
+            return own(*args)
+        finally:
+            torch.nn.functional.linear = linear
+
+    router.forward = forward

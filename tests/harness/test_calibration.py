@@ -17,6 +17,8 @@ from tests.brute_force import brute_force_statistics
 from tests.tiny import FAMILY_NAMES, byte_tokenizer, save_tiny, tiny_model
 
 ALL = frozenset(STATISTICS)
+# Moving averages over the documents of the pass, which packing puts into another order.
+ORDER_FREE = ALL - {"released_attribution", "released_activation"}
 
 
 def documents(lengths, seed=0):
@@ -77,7 +79,7 @@ def test_packed_documents_see_nothing_of_each_other(family):
     pieces = documents([5, 20, 7, 1, 1, 30, 14, 6], seed=1)
     packed = run(model, [sequence(*pieces[:3]), sequence(*pieces[3:6]), sequence(*pieces[6:])], batch_size=3)
     alone = run(model, [sequence(piece) for piece in pieces], batch_size=1)
-    assert_close(packed.layers, alone.layers)
+    assert_close(packed.layers, alone.layers, ORDER_FREE)
 
 
 def test_tokenised_and_packed_corpus_gives_the_statistics_of_its_documents():
@@ -86,7 +88,7 @@ def test_tokenised_and_packed_corpus_gives_the_statistics_of_its_documents():
     unpacked = run(model, tokenize(corpus, tokenizer, 64))
     packed = run(model, tokenize(corpus, tokenizer, 64, packing=True))
     assert (unpacked.sequences, packed.sequences) == (3, 1)
-    assert_close(packed.layers, unpacked.layers)
+    assert_close(packed.layers, unpacked.layers, ORDER_FREE)
 
 
 def test_only_what_is_asked_for_is_computed():

@@ -8,7 +8,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from harness.checkpoint import (
-    DOWN,
     INDEX,
     WEIGHTS,
     CheckpointReader,
@@ -23,6 +22,8 @@ from harness.families import FAMILIES, family_of, read_config
 from harness.rewrite import apply_plan
 from tests.harness.compressed import ragged_plan
 from tests.tiny import FAMILY_NAMES, save_tiny
+
+DOWN = 2  # place of the down matrix in Family.expert_tensors of families that store experts apart
 
 
 @pytest.fixture(scope="module")
@@ -227,8 +228,8 @@ def test_every_expert_is_held_to_its_own_width(originals, tmp_path, name, place)
     family, target = FAMILIES[name], tmp_path / "out"
     apply_plan(originals[name][0], ragged_plan(), target, progress=False)
     check(target)
-    assert load_file(target / WEIGHTS)[family.expert_tensors[DOWN].format(layer=1, expert=3)].shape == (32, 13)
-    tensor = family.expert_tensors[place].format(layer=1, expert=2)  # 4 channels become the 13 of the widest
+    assert load_file(target / WEIGHTS)[family.expert_tensors[DOWN].name.format(layer=1, expert=3)].shape == (32, 13)
+    tensor = family.expert_tensors[place].name.format(layer=1, expert=2)  # 4 channels become the 13 of the widest
 
     def widen(tensors):
         rows, columns = (32, 13) if place == DOWN else (13, 32)

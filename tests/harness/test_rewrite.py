@@ -45,7 +45,7 @@ def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
 
 def experts_of(folder: Path, family: str, layer: int, expert: int) -> list[torch.Tensor]:
     reader = CheckpointReader(folder)
-    return [reader.tensor(t.format(layer=layer, expert=expert)) for t in FAMILIES[family].expert_tensors]
+    return [reader.tensor(t.name.format(layer=layer, expert=expert)) for t in FAMILIES[family].expert_tensors]
 
 
 @pytest.mark.parametrize("name", FAMILY_NAMES)
@@ -271,10 +271,10 @@ def test_memory_stays_within_a_shard_and_the_experts_of_a_layer(tmp_path):
     folder, weight_map = tmp_path / "big", {}
     folder.mkdir()
     for layer in range(layers):
-        names = FAMILIES["qwen3_moe"].expert_tensors
+        tensors = FAMILIES["qwen3_moe"].expert_tensors
         shard = {
-            name.format(layer=layer, expert=e): torch.full((side, side), 1.0 + e)
-            for name in names
+            tensor.name.format(layer=layer, expert=e): torch.full((side, side), 1.0 + e)
+            for tensor in tensors
             for e in range(experts)
         }
         shard[f"model.layers.{layer}.mlp.gate.weight"] = torch.zeros(experts, side)

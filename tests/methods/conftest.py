@@ -62,7 +62,7 @@ def made_up_case(seed: int, layers: tuple[int, ...] = (0, 2, 3), num_experts: in
         gates = np.take_along_axis(probability, indices, 1)
         outputs = rng.normal(size=(*shape, 6)) * rng.uniform(0.5, 3, size=num_experts)[:, None]
         raw[layer] = RawLayer(logits, gates, indices, outputs)
-        statistics[layer] = _statistics_of(raw[layer], probability)
+        statistics[layer] = _statistics_of(raw[layer], probability) | _made_up_coverage(raw[layer], seed + layer)
         for j in range(num_experts):
             weights[layer, j] = ExpertWeights(*(rng.normal(size=s) for s in ((5, 6), (5, 6), (6, 5))))
     made = Statistics(
@@ -73,6 +73,22 @@ def made_up_case(seed: int, layers: tuple[int, ...] = (0, 2, 3), num_experts: in
         expert_weights=lambda layer, expert: weights[layer, expert],
     )
     return Case(made, raw)
+
+
+def _made_up_coverage(raw: RawLayer, seed: int, width: int = 5) -> dict[str, np.ndarray]:
+    """What coverage reads, of channels that are made up on their own; some attributions are negative."""
+    rng = np.random.default_rng([seed, 1])
+    num_experts, hidden = raw.outputs.shape[1:]
+    attribution = rng.gamma(1.5, size=num_experts)
+    attribution[rng.integers(num_experts)] *= -0.1
+    return {
+        "attribution_sum": attribution,
+        "channel_square_sum": rng.gamma(0.5, size=(num_experts, 3, width)),
+        "input_square_sum": rng.gamma(2.0, size=(num_experts, hidden)),
+        "channel_saliency_sum": rng.gamma(0.5, size=(num_experts, width)),
+        "released_attribution": attribution * rng.uniform(0.8, 1.2, size=num_experts),
+        "released_activation": rng.gamma(1.0, size=(num_experts, width)),
+    }
 
 
 def _statistics_of(raw: RawLayer, probability: np.ndarray) -> dict[str, np.ndarray]:

@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 
 from harness.errors import WinnowError
 from harness.statistics import STATISTICS
+from methods.coverage import Coverage
 from methods.criteria import CRITERIA
 from methods.plan import CompressionPlan, identity, validate
 from tests.methods.conftest import Case, made_up_case
@@ -19,6 +20,9 @@ from tests.methods.conftest import Case, made_up_case
 FOLDER = Path(__file__).parents[2] / "conf" / "method"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
 COMPRESSING = [name for name in NAMES if name != "none"]
+UNIFORM_CHANNELS = ["activation_channels", "magnitude_channels", "random_channels"]
+CHANNELS = ["coverage", "reap_coverage", *UNIFORM_CHANNELS]
+FEW_CHANNELS = dict.fromkeys(UNIFORM_CHANNELS, {"min_channels": 1})  # made-up experts have 5, of which half must go
 
 
 def configured(name: str, **options: object):
@@ -26,7 +30,7 @@ def configured(name: str, **options: object):
 
 
 def test_the_list_of_methods_is_complete():
-    assert set(NAMES) == {*CRITERIA, "hc_smoe", "m_smoe", "none"}
+    assert set(NAMES) == {*CRITERIA, "hc_smoe", "m_smoe", "none", *CHANNELS}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -42,6 +46,16 @@ def test_the_defaults_are_the_published_readings():
     hc_smoe, m_smoe = configured("hc_smoe"), configured("m_smoe")
     assert (hc_smoe.linkage, hc_smoe.max_group_size, hc_smoe.merge_weights) == ("average", None, "frequency")
     assert (m_smoe.variant, m_smoe.alignment) == ("exact", "dominant")
+    coverage, chain = configured("coverage"), configured("reap_coverage")
+    assert coverage == Coverage("coverage")
+    assert (chain.first, chain.second, chain.split) == (configured("reap"), coverage, 0.5)
+    for name in UNIFORM_CHANNELS:
+        ablation = configured(name)
+        assert (ablation.layout, ablation.layer_budget) == ("uniform", "uniform")
+        assert ablation.channel_score == name.removesuffix("_channels")
+        assert replace(ablation, name="coverage", channel_score="activation") == Coverage(
+            "coverage", expert_weight="uniform", layer_budget="uniform", layout="uniform"
+        )
     for name in CRITERIA:
         assert (configured(name).criterion, configured(name).scope) == (name, "layer")
 
@@ -54,7 +68,7 @@ def test_ratio_zero_is_the_identity_plan(case: Case, name: str):
 
 @pytest.mark.parametrize("name", COMPRESSING)
 def test_a_method_reads_the_statistics_it_requires_and_no_other(name: str):
-    method, full = configured(name), made_up_case(1).statistics
+    method, full = configured(name, **FEW_CHANNELS.get(name, {})), made_up_case(1).statistics
     bare = {
         layer: {key: values for key, values in arrays.items() if key in method.requires}
         for layer, arrays in full.layers.items()
@@ -68,19 +82,31 @@ def test_a_method_reads_the_statistics_it_requires_and_no_other(name: str):
 
 
 @pytest.mark.parametrize("name", COMPRESSING)
-def test_plans_are_valid_survive_json_and_leave_the_same_number_of_experts(case: Case, name: str):
+def test_plans_are_valid_survive_json_and_leave_the_same_number_of_experts_or_channels(case: Case, name: str):
     for ratio in (Fraction(1, 4), Fraction(1, 2)):
-        decision = configured(name).decide(case.statistics, ratio, seed=1)
+        method = configured(name, **FEW_CHANNELS.get(name, {}))
+        decision = method.decide(case.statistics, ratio, seed=1)
         validate(decision.plan)
         assert CompressionPlan.from_json(decision.plan.to_json()) == decision.plan
         assert (decision.saliency is None) != (decision.groups is None)
+        if name in CHANNELS:
+            width = len(case.statistics.expert_weights(min(case.raw), 0).gate)
+            everything = width * case.num_experts * len(case.raw)
+            kept = everything - int(everything * ratio)
+            if name in UNIFORM_CHANNELS:
+                kept = (width - int(width * ratio)) * case.num_experts * len(case.raw)
+            channels = [e.channels for plan in decision.plan.layers for e in plan.experts]
+            assert sum(width if c is None else len(c) for c in channels) == kept
+            continue
         left = sum(len(plan.experts) for plan in decision.plan.layers)
         assert left == (case.num_experts - int(case.num_experts * ratio)) * len(case.raw)
 
 
 @pytest.mark.parametrize("name", COMPRESSING)
 def test_too_high_a_ratio_is_refused_with_the_largest_that_works(name: str):
-    with pytest.raises(WinnowError, match="largest ratio that works is 0.75"):
+    # Of 180 channels, 36 are 4 each in top-k = 3 experts of 3 layers, 144 are 4 in every expert.
+    largest = {"coverage": "0.8", "reap_coverage": r"\d"} | dict.fromkeys(UNIFORM_CHANNELS, "0.2")
+    with pytest.raises(WinnowError, match=f"largest ratio that works is {largest.get(name, '0.75')}"):
         configured(name).decide(made_up_case(1).statistics, Fraction(5, 6), seed=0)
     with pytest.raises(WinnowError, match="outside"):
         configured(name).decide(made_up_case(1).statistics, Fraction(1), seed=0)
@@ -106,5 +132,6 @@ def test_the_baseline_refuses_a_ratio():
 
 
 def test_methods_need_no_torch():
-    code = "import sys, methods.pruning, methods.hc_smoe, methods.m_smoe; sys.exit('torch' in sys.modules)"
+    modules = "methods.pruning, methods.hc_smoe, methods.m_smoe, methods.coverage, methods.chain"
+    code = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=FOLDER.parents[1], check=False).returncode == 0

@@ -1,0 +1,72 @@
+"""Two methods one after the other: prune experts first, then channels of those that are left."""
+
+from dataclasses import dataclass
+from fractions import Fraction
+
+from harness.errors import WinnowError
+from harness.statistics import Statistics, restricted
+from methods.budget import parse_ratio
+from methods.decision import Decision, Method
+from methods.plan import CompressionPlan, compose
+
+
+@dataclass(frozen=True)
+class Chain:
+    """``first`` removes ``split`` of what the ratio removes (whole experts, rounded down), ``second`` the rest.
+
+    Both see the statistics of the intact model, ``second`` only those of the experts that are left, and together they
+    keep the same total as ``second`` alone would. The saliency of the decision is that of ``first``. Raises WinnowError
+    where a stage does, where ``first`` merges experts (what a merged expert computes was not measured) or removes
+    channels, and for a ``split`` outside [0, 1].
+    """
+
+    name: str
+    first: Method
+    second: Method
+    split: str | float | Fraction = 0.5
+
+    def __post_init__(self) -> None:
+        self._share()
+
+    def _share(self) -> Fraction:
+        try:
+            share = Fraction(str(self.split))
+        except (ValueError, ZeroDivisionError):
+            raise WinnowError(f"method '{self.name}': split '{self.split}' is not a number, such as 0.5") from None
+        if not 0 <= share <= 1:
+            raise WinnowError(f"method '{self.name}': split {self.split} is outside [0, 1]")
+        return share
+
+    @property
+    def requires(self) -> frozenset[str]:
+        return self.first.requires | self.second.requires
+
+    @property
+    def uses_seed(self) -> bool:
+        return self.first.uses_seed or self.second.uses_seed
+
+    def check(self, num_experts: int, top_k: int, n_group: int, ratio: str | float | Fraction) -> Fraction:
+        exact = parse_ratio(ratio)
+        self.first.check(num_experts, top_k, n_group, exact * self._share())
+        self.second.check(num_experts, top_k, n_group, exact * (1 - self._share()))
+        return exact
+
+    def decide(self, statistics: Statistics, ratio: Fraction, seed: int) -> Decision:
+        first = self.first.decide(statistics, ratio * self._share(), seed)
+        kept = self._survivors(first.plan)
+        left = Fraction(sum(map(len, kept.values())), statistics.num_experts * len(kept))
+        rest = 1 - (1 - ratio) / left
+        try:
+            second = self.second.decide(restricted(statistics, kept), rest, seed)
+        except WinnowError as error:
+            raise WinnowError(f"method '{self.name}', after its first stage '{self.first.name}': {error}") from error
+        return Decision(compose(first.plan, second.plan), saliency=first.saliency)
+
+    def _survivors(self, plan: CompressionPlan) -> dict[int, list[int]]:
+        experts = [new for layer in plan.layers for new in layer.experts]
+        if any(len(new.sources) > 1 or new.channels is not None for new in experts):
+            raise WinnowError(
+                f"method '{self.name}': its first stage '{self.first.name}' merges experts or removes channels; "
+                "only a method that prunes experts can come first"
+            )
+        return {layer.layer: [new.sources[0].expert for new in layer.experts] for layer in plan.layers}
