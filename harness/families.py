@@ -88,6 +88,9 @@ class Family:
     of ``moe_layer_step``, less ``dense_layers_key``; each is a key and what transformers takes where it is absent.
     The shared experts' width is a setting of its own, or hangs on the routed experts': ``shared_count_key`` times
     that, or (``shared_is_as_wide``) the same.
+
+    ``separates_packed``: documents packed into one sequence see nothing of each other, because everything that mixes
+    tokens heeds positions that start again.
     """
 
     model_type: str
@@ -105,6 +108,7 @@ class Family:
     dense_layers_key: str | None = None
     shared_count_key: str | None = None
     shared_is_as_wide: bool = False
+    separates_packed: bool = True
     block: str = "model.layers.{layer}.mlp"
     router: str = "gate"
     experts: str = "experts"
@@ -208,6 +212,19 @@ _MIXTRAL: dict[str, Any] = {
     "expert_tensors": _separate("block_sparse_moe", "w1", "w3", "w2"),
     "router_tensors": ("model.layers.{layer}.block_sparse_moe.gate.weight",),
 }
+_GRANITE: dict[str, Any] = {
+    "width_key": "intermediate_size",
+    "block": "model.layers.{layer}.block_sparse_moe",
+    "router": "router",
+    "router_output": ("indices", "gates", "logits"),
+    "expert_tensors": (
+        ExpertTensor(
+            "model.layers.{layer}.block_sparse_moe.input_linear.weight", ("channel", "hidden"), ("gate", "up")
+        ),
+        ExpertTensor("model.layers.{layer}.block_sparse_moe.output_linear.weight", ("hidden", "channel"), ("down",)),
+    ),
+    "router_tensors": ("model.layers.{layer}.block_sparse_moe.router.layer.weight",),
+}
 
 FAMILIES: dict[str, Family] = {
     family.model_type: family
@@ -222,6 +239,13 @@ FAMILIES: dict[str, Family] = {
             "qwen2_moe",
             "qwen2_moe.modeling_qwen2_moe.Qwen2MoeDecoderLayer",
             "softmax, renormalised by config (off as released)",
+            **_QWEN_LAYERS,
+        ),
+        Family(
+            "qwen3_next",
+            "qwen3_next.modeling_qwen3_next.Qwen3NextDecoderLayer",
+            "softmax, renormalised by config",
+            separates_packed=False,  # linear attention
             **_QWEN_LAYERS,
         ),
         Family(
@@ -310,6 +334,7 @@ FAMILIES: dict[str, Family] = {
             "lfm2_moe.modeling_lfm2_moe.Lfm2MoeDecoderLayer",
             "sigmoid, chosen with a bias by config, renormalised by config, scaled",
             first_moe_layer=("num_dense_layers", 2),
+            separates_packed=False,  # convolutions
             block="model.layers.{layer}.feed_forward",
             expert_tensors=_separate("feed_forward", "w1", "w3", "w2"),
             router_tensors=("model.layers.{layer}.feed_forward.gate.weight",),
@@ -319,25 +344,20 @@ FAMILIES: dict[str, Family] = {
             "granitemoe",
             "granitemoe.modeling_granitemoe.GraniteMoeDecoderLayer",
             "softmax over the top-k logits",
-            width_key="intermediate_size",
-            block="model.layers.{layer}.block_sparse_moe",
-            router="router",
-            router_output=("indices", "gates", "logits"),
-            expert_tensors=(
-                ExpertTensor(
-                    "model.layers.{layer}.block_sparse_moe.input_linear.weight", ("channel", "hidden"), ("gate", "up")
-                ),
-                ExpertTensor(
-                    "model.layers.{layer}.block_sparse_moe.output_linear.weight", ("hidden", "channel"), ("down",)
-                ),
-            ),
-            router_tensors=("model.layers.{layer}.block_sparse_moe.router.layer.weight",),
+            **_GRANITE,
+        ),
+        Family(
+            "granitemoeshared",
+            "granitemoeshared.modeling_granitemoeshared.GraniteMoeSharedDecoderLayer",
+            "softmax over the top-k logits",
+            **_GRANITE,
         ),
         Family(
             "gpt_oss",
             "gpt_oss.modeling_gpt_oss.GptOssDecoderLayer",
             "softmax over the top-k logits, which have a bias",
             width_key="intermediate_size",
+            separates_packed=False,  # transformers makes its attention mask without the positions
             router="router",
             expert_tensors=(
                 ExpertTensor(

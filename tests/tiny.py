@@ -22,6 +22,8 @@ from transformers import (
     GptOssForCausalLM,
     GraniteMoeConfig,
     GraniteMoeForCausalLM,
+    GraniteMoeSharedConfig,
+    GraniteMoeSharedForCausalLM,
     HunYuanMoEV1Config,
     HunYuanMoEV1ForCausalLM,
     Lfm2MoeConfig,
@@ -41,11 +43,14 @@ from transformers import (
     Qwen2MoeForCausalLM,
     Qwen3MoeConfig,
     Qwen3MoeForCausalLM,
+    Qwen3NextConfig,
+    Qwen3NextForCausalLM,
 )
 
 FAMILY_NAMES = ("qwen3_moe", "mixtral", "olmoe")
 ALL_FAMILIES = FAMILY_NAMES + (
     "qwen2_moe",
+    "qwen3_next",
     "flex_olmo",
     "deepseek_v2",
     "deepseek_v3",
@@ -57,6 +62,7 @@ ALL_FAMILIES = FAMILY_NAMES + (
     "phimoe",
     "lfm2_moe",
     "granitemoe",
+    "granitemoeshared",
     "gpt_oss",
 )
 _COMMON = {
@@ -126,6 +132,12 @@ def _settings(
                 **common | {"num_hidden_layers": 6}, **numbers, **dense, moe_intermediate_size=width,
                 shared_expert_intermediate_size=24, decoder_sparse_step=2, mlp_only_layers=[3],
             ), Qwen2MoeForCausalLM  # fmt: skip
+        case "qwen3_next":
+            return Qwen3NextConfig(
+                **common, **numbers, **dense, head_dim=head, moe_intermediate_size=width,
+                shared_expert_intermediate_size=24, linear_key_head_dim=head, linear_value_head_dim=head,
+                linear_num_key_heads=2, linear_num_value_heads=4, layer_types=["linear_attention", "full_attention"],
+            ), Qwen3NextForCausalLM  # fmt: skip
         case "mixtral":
             return MixtralConfig(**common, **local, intermediate_size=width, sliding_window=None), MixtralForCausalLM
         case "olmoe":
@@ -163,6 +175,10 @@ def _settings(
             ), Lfm2MoeForCausalLM  # fmt: skip
         case "granitemoe":
             return GraniteMoeConfig(**common, **local, intermediate_size=width), GraniteMoeForCausalLM
+        case "granitemoeshared":
+            return GraniteMoeSharedConfig(
+                **common, **local, intermediate_size=width, shared_intermediate_size=24
+            ), GraniteMoeSharedForCausalLM  # fmt: skip
         case "gpt_oss":
             return GptOssConfig(
                 **common, **local, intermediate_size=width, head_dim=head, sliding_window=16

@@ -14,7 +14,7 @@ from typing import Any
 from harness.backends import vllm_guard
 from harness.errors import WinnowError
 
-WORTH_A_START = 200_000
+WORTH_A_START = 500_000
 
 
 def tokens_to_write(tasks: Iterable[Any]) -> int:

@@ -110,6 +110,20 @@ def test_statistics_equal_brute_force_with_the_models_own_gate_values(tiny):
             np.testing.assert_allclose(found.layers[layer][name], want, rtol=1e-5, atol=atol, err_msg=f"{layer} {name}")
 
 
+def test_the_table_says_whether_packed_documents_see_each_other(tiny):
+    model, generator = tiny_model(tiny.name), np.random.default_rng(1)
+    texts = [generator.integers(0, 256, length) for length in (5, 20, 7, 14)]
+
+    def run(*sequences: list[np.ndarray]) -> np.ndarray:
+        made = [TokenSequence(np.concatenate(s), tuple(map(len, s)), ("text",) * len(s)) for s in sequences]
+        found = collect(model, made, FAMILIES[tiny.name], frozenset({"router_gram"}), progress=False)
+        return found.layers[tiny.layers[-1]]["router_gram"]
+
+    packed, alone = run(texts), run(*([text] for text in texts))
+    difference = np.abs(packed - alone).max() / np.abs(alone).max()
+    assert difference < 1e-5 if FAMILIES[tiny.name].separates_packed else difference > 1e-2
+
+
 def test_weights_on_disk_are_those_in_memory(tiny):
     model, read = tiny_model(tiny.name), expert_weights_reader(tiny.folder, FAMILIES[tiny.name])
     for layer in tiny.layers:

@@ -13,7 +13,7 @@ from methods.coverage import Coverage
 from methods.m_smoe import MSMoE
 from methods.plan import CompressionPlan, LayerPlan, NewExpert, Source, compose, identity, prune, validate
 from methods.pruning import ExpertPruning
-from tests.methods.conftest import made_up_case
+from tests.methods.conftest import made_up_case, with_statistic
 from tests.methods.test_coverage import wide_case, widths_of
 
 REAP, FREQUENCY = ExpertPruning("reap", "reap"), ExpertPruning("frequency", "frequency")
@@ -44,6 +44,7 @@ def test_the_total_is_that_of_the_second_stage_alone(split: str, ratio: Fraction
 
 def test_experts_of_unequal_numbers_in_each_layer():
     statistics = wide_case(2)
+    statistics = with_statistic(statistics, 1, "frequency", 3 * statistics.get(1, "frequency"))
     first = ExpertPruning("frequency", "frequency", scope="global")
     widths = widths_of(chained(first=first).decide(statistics, Fraction(1, 2), 0).plan, 24)
     counts = [len(layer.experts) for layer in first.decide(statistics, Fraction(1, 4), 0).plan.layers]
