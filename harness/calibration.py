@@ -19,7 +19,7 @@ from harness.corpora import TokenSequence, corpus_fingerprint
 from harness.errors import WinnowError
 from harness.families import Family, family_of, read_config
 from harness.recorder import BatchLayout, LayerRecorder, recording
-from harness.statistics import STATISTICS, ExpertWeights, Statistics
+from harness.statistics import RELEASED, STATISTICS, ExpertWeights, Statistics
 
 log = logging.getLogger(__name__)
 
@@ -53,10 +53,11 @@ def calibrate(
 def wanted_statistics(setting: str | Sequence[str], needed: frozenset[str]) -> frozenset[str]:
     """What ``calibration.statistics`` asks for: ``all``, ``needed`` (what the method declares) or a list.
 
-    ``all`` lets every later method of a sweep reuse this pass; a list adds to what the method needs.
+    ``all`` lets every later method of a sweep reuse this pass (but for ``RELEASED``, which only one variant of one
+    method reads); a list adds to what the method needs.
     """
     if setting == "all":
-        return frozenset(STATISTICS)
+        return (frozenset(STATISTICS) - RELEASED) | check_names(needed)
     if setting == "needed":
         return check_names(needed)
     if isinstance(setting, str):
@@ -99,6 +100,8 @@ def collect(
     are counted in a warning; their sums are 0.
     """
     _check_fit(model, sequences, batch_size)
+    if not family.separates_packed and any(len(sequence.lengths) > 1 for sequence in sequences):
+        raise WinnowError(f"calibration.packing: a {family.model_type} model mixes packed documents; set it to false")
     names = check_names(statistics)
     config = model.config.to_dict()
     layers = family.moe_layers(config)
@@ -121,7 +124,7 @@ def collect(
     _warn_never_routed(arrays)
     return Collected(
         num_experts=recorders[0].num_experts,
-        top_k=int(config[family.top_k_key]),
+        top_k=family.top_k(config),
         n_group=family.router_groups(config),
         sequences=len(sequences),
         tokens=tokens,

@@ -130,18 +130,14 @@ class CoverageSums:
         if "attribution_sum" in self.names:
             self.sums["attribution_sum"].index_add_(0, pairs.expert, waiting.products.double() * by_pair.double())
         if waiting.channels is not None:
-            rows, factor = waiting.channels, by_pair.to(waiting.channels.dtype)
-            ends = pairs.ends.tolist()
-            self.sums["channel_saliency_sum"] += _by_group(ends, lambda group: factor[group] @ rows[group]).double()
+            rows, ends = waiting.channels, pairs.ends.tolist()
+            total = _by_group(ends, lambda group: by_pair[group] @ rows[group].to(precise))
+            self.sums["channel_saliency_sum"] += total.double()
         if waiting.weighted is not None and waiting.combined is not None:
             for mine, counts, tokens in pairs.by_document(self.num_experts):
                 along = waiting.combined[pairs.token[mine]] * by_pair[mine].unsqueeze(1)
-                terms = waiting.weighted[mine] * along
-                total = _by_group(
-                    counts.cumsum(0).tolist(),
-                    lambda group, terms=terms: _clipped(terms[group]).sum(dtype=torch.float64),
-                )
-                self._average("released_attribution", total / tokens, counts > 0)
+                sums = _clipped_sums(waiting.weighted[mine] * along, counts.cumsum(0).tolist())
+                self._average("released_attribution", sums / tokens, counts > 0)
 
     def _average(self, name: str, value: Tensor, routed: Tensor) -> None:
         """The released code's moving average, of documents in the place of its batches, in the order of the pass.
@@ -152,6 +148,11 @@ class CoverageSums:
         keep = keep.view(-1, *[1] * (value.dim() - 1))
         self.sums[name].mul_(keep).add_(value * (1.0 - keep))
         self.seen[name] |= routed
+
+
+def _clipped_sums(terms: Tensor, ends: Sequence[int]) -> Tensor:
+    """(E,) float64: the sum of every expert's rows of ``terms`` (S, H), clipped."""
+    return _by_group(ends, lambda group: _clipped(terms[group]).sum(dtype=torch.float64))
 
 
 def _clipped(terms: Tensor) -> Tensor:

@@ -91,7 +91,7 @@ def prepare(config: DictConfig) -> Cell:
     check_checkpoint(folder, family, model_config)
     ratio = method.check(
         family.num_experts(model_config),
-        int(model_config[family.top_k_key]),
+        family.top_k(model_config),
         family.router_groups(model_config),
         config.ratio,
     )
@@ -180,7 +180,7 @@ def _statistics(
         family = family_of(model_config)
         empty = Statistics(
             num_experts=family.num_experts(model_config),
-            top_k=int(model_config[family.top_k_key]),
+            top_k=family.top_k(model_config),
             tokens=0,
             layers={layer: {} for layer in family.moe_layers(model_config)},
             n_group=family.router_groups(model_config),

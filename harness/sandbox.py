@@ -1,8 +1,8 @@
 """Runs generated code, which is taken to be hostile, and gives back what its function returned.
 
-One program is one fresh interpreter with an empty environment, started for it and gone after it. Before the
-program is seen, ``sandbox_child`` gives up what it can: another user, namespaces (processes, network, mounts,
-IPC), Landlock (reads the standard library, writes a scratch folder), a seccomp filter (no sockets, no new
+One program is one process, forked for it from a clean interpreter with an empty environment and gone after it.
+Before the program is seen, ``sandbox_child`` gives up what it can: another user, namespaces (processes, network,
+mounts, IPC), Landlock (reads the standard library, writes a scratch folder), a seccomp filter (no sockets, no new
 processes or threads, no signals, no mounts), resource limits, and an audit hook. What a system lacks is left
 out, and ``capabilities`` says so; where neither namespaces nor seccomp are to be had, only the audit hook
 stands between the program and the network.
@@ -17,16 +17,18 @@ import os
 import selectors
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import IO, Any, Literal, cast
+from typing import IO, Any, Literal
 
 from tqdm import tqdm
 
@@ -34,7 +36,7 @@ from harness.errors import WinnowError
 from harness.sandbox_child import TIMED_OUT, decode, encode
 
 CHILD = Path(__file__).with_name("sandbox_child.py")
-GRACE_SECONDS = 3.0
+GRACE_SECONDS = 10.0
 KNOWN_PROGRAMS = 20_000  # outcomes remembered, about a kilobyte each
 # The hash seed makes the order of sets the same in every run; nothing of our environment goes along.
 ENVIRONMENT = {"PYTHONHASHSEED": "0"}
@@ -117,32 +119,72 @@ def _read_all(stream: IO[bytes], limit: int, deadline: float) -> bytes:
     return bytes(data)
 
 
+class _Nursery:
+    """A clean interpreter that forks keepers, so that none has to start one; it ends with this process.
+
+    It has never seen a program: what one does to its own process, no other meets.
+    """
+
+    def __init__(self) -> None:
+        self.owner = os.getpid()
+        self._lock = threading.Lock()
+        self._requests, theirs = socket.socketpair()
+        # -s -S -P: no site packages, nothing of the working folder. -B: no bytecode files.
+        self._process = subprocess.Popen(
+            [sys.executable, "-s", "-S", "-P", "-B", "-X", "utf8", str(CHILD), str(theirs.fileno())],
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            env=ENVIRONMENT, cwd=os.path.realpath(tempfile.gettempdir()), start_new_session=True,
+            pass_fds=[theirs.fileno()],
+        )  # fmt: skip
+        theirs.close()
+        # A thread of its own for the interpreter's end, or it would stay as a zombie until ours.
+        threading.Thread(target=self._process.wait, daemon=True).start()
+
+    def fork(self, base: str, descriptors: list[int]) -> None:
+        """A keeper in the folder ``base`` with these as standard input, output and status. OSError where it died."""
+        with self._lock:
+            socket.send_fds(self._requests, [base.encode()], descriptors)
+
+
+_nurseries: list[_Nursery] = []
+_nurseries_lock = threading.Lock()
+
+
+def _fork_keeper(base: str, descriptors: list[int]) -> None:
+    """From this process's nursery, which is started where there is none, or none that lives."""
+    with _nurseries_lock:
+        if _nurseries and _nurseries[0].owner == os.getpid():
+            with contextlib.suppress(OSError):
+                return _nurseries[0].fork(base, descriptors)
+        _nurseries[:] = [_Nursery()]
+        return _nurseries[0].fork(base, descriptors)
+
+
 def _talk(request: bytes, limits: Limits, base: str) -> tuple[bytes, int]:
-    """Start a keeper, give it the request, and give back the answer with the keeper's exit status."""
+    """Have a keeper forked, give it the request, and give back the answer with the keeper's exit status."""
     deadline = time.monotonic() + limits.wall_seconds + GRACE_SECONDS
-    # -s -S -P: no site packages, nothing of the working folder. -B: no bytecode files.
-    keeper = subprocess.Popen(
-        [sys.executable, "-s", "-S", "-P", "-B", "-X", "utf8", str(CHILD), base],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-        env=ENVIRONMENT, cwd=base, start_new_session=True, close_fds=True,
-    )  # fmt: skip
-    stdin, stdout = cast("IO[bytes]", keeper.stdin), cast("IO[bytes]", keeper.stdout)
+    (their_input, ours), (output, their_output), (status, their_status) = os.pipe(), os.pipe(), os.pipe()
     try:
-        with contextlib.suppress(BrokenPipeError):
-            stdin.write(request + b"\n")
-            stdin.flush()
-        answer = _read_all(stdout, limits.output_bytes, deadline)
+        _fork_keeper(base, [their_input, their_output, their_status])
     finally:
-        # The end of its input tells the keeper to kill what still runs.
-        with contextlib.suppress(BrokenPipeError):
-            stdin.close()
-        stdout.close()
+        for descriptor in (their_input, their_output, their_status):
+            os.close(descriptor)
+    with open(ours, "wb") as stdin, open(output, "rb", 0) as stdout, open(status, "rb", 0) as ended:
         try:
-            code = keeper.wait(GRACE_SECONDS)
-        except subprocess.TimeoutExpired:
-            os.killpg(keeper.pid, signal.SIGKILL)
-            code = keeper.wait()
-    return answer, code
+            with contextlib.suppress(BrokenPipeError):
+                stdin.write(request + b"\n")
+                stdin.flush()
+            answer = _read_all(stdout, limits.output_bytes, deadline)
+        finally:
+            # The end of its input tells the keeper to kill what still runs.
+            with contextlib.suppress(BrokenPipeError):
+                stdin.close()
+            stdout.close()
+            told = _read_all(ended, 64, time.monotonic() + GRACE_SECONDS).split()
+            if len(told) == 1:  # it has not ended
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(int(told[0]), signal.SIGKILL)
+    return answer, int(told[1]) if len(told) > 1 else -signal.SIGKILL
 
 
 def _ask(request: dict[str, Any], limits: Limits) -> tuple[bytes, int]:

@@ -1,8 +1,9 @@
 """The other side of ``harness.sandbox``: a script that locks itself in and then runs one untrusted program.
 
-It is started in a fresh interpreter and imports nothing of the project. The first process (the keeper) makes
-the namespaces, forks the process that runs the program, kills whatever is left of it at the end or at the
-deadline, and runs no untrusted code itself. The second gives up every right before it sees the program.
+It is started in a fresh interpreter and imports nothing of the project. That one only forks: the first process of a
+program (the keeper) makes the namespaces, forks the process that runs the program, kills whatever is left of it at
+the end or at the deadline, and runs no untrusted code itself. The second gives up every right before it sees the
+program.
 """
 
 import contextlib
@@ -13,6 +14,7 @@ import platform
 import resource
 import select
 import signal
+import socket
 import struct
 import sys
 import time
@@ -353,8 +355,37 @@ def _end(libc: Any, pid: int, in_namespace: bool) -> tuple[int, float]:
     return (code if code >= 0 else 128 - code), usage.ru_utime + usage.ru_stime
 
 
-def main(base: str) -> int:
-    """The keeper. The request comes as one line, JSON, on standard input, whose end means: stop now.
+def serve(requests: socket.socket) -> None:
+    """Forks a keeper for every message: the base folder, with the keeper's standard input, output and status.
+
+    A keeper begins as an interpreter that has seen nothing but this script, in a session of its own. It writes its
+    process number to its status file, and its exit status at the end. Returns when the other side is gone.
+    """
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for keepers: the system takes them away
+    while True:
+        message, descriptors, _, _ = socket.recv_fds(requests, 4096, 3)
+        if not message:
+            return
+        if os.fork() == 0:
+            requests.close()
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            os.setsid()
+            for place, descriptor in enumerate(descriptors[:2]):
+                os.dup2(descriptor, place)
+            base, status = message.decode(), descriptors[2]
+            for descriptor in descriptors[:2]:
+                os.close(descriptor)
+            os.chdir(base)
+            os.write(status, b"%d " % os.getpid())
+            os.write(status, b"%d" % main(base, status))
+            os._exit(0)
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+
+def main(base: str, status: int) -> int:
+    """The keeper. The request comes as one line, JSON, on standard input, whose end means: stop now. ``status`` is a
+    descriptor that the program's process must not have.
 
     Exit status: that of the program, 128 + the signal that ended it, or ``TIMED_OUT``.
     """
@@ -376,8 +407,8 @@ def main(base: str) -> int:
     result, (alive, held) = os.dup(1), os.pipe()
     pid = os.fork()
     if pid == 0:
-        os.close(alive)
-        os.close(control)
+        for descriptor in (alive, control, status):
+            os.close(descriptor)
         _inner(libc, request, scratch, result)
     for descriptor in (1, held, result):
         os.close(descriptor)
@@ -389,4 +420,5 @@ def main(base: str) -> int:
 
 
 if __name__ == "__main__":
-    os._exit(main(sys.argv[1]))
+    with socket.socket(fileno=int(sys.argv[1])) as requests:
+        serve(requests)

@@ -32,6 +32,8 @@ STATISTICS: dict[str, str] = {
     "released_attribution": "(E,) EMA over documents of attribution_sum / T, terms clipped (released coverage code)",
     "released_activation": "(E, I) EMA over documents of the mean of the three roots of channel_square_sum (same code)",
 }
+# Read by coverage's variant=released alone: they depend on the order of the documents, and take a step for each.
+RELEASED = frozenset({"released_attribution", "released_activation"})
 SQUARE = frozenset({"router_gram", "router_document_distance"})  # (E, E): experts against experts
 
 

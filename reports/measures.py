@@ -19,6 +19,8 @@ DIVERSITY = Measure(
     "diversity", "3-gram diversity", (Part("diversity", "ngram_diversity_3"),), kind="number", ranked=False
 )
 GENERATIVE_TASKS = (CODE, MATH, WRITING)
+_KNOWN_TASKS = {m.parts[0].task for m in (*GENERATIVE_TASKS, MULTIPLE_CHOICE, PERPLEXITY, DIVERSITY)}
+_SHARES = {"acc", "acc_norm", "exact_match", "pass@1"}
 _DOMAINS = ("code", "math", "writing", "knowledge", "real_text")
 
 
@@ -57,7 +59,24 @@ def main_measures(records: Sequence[Record]) -> list[Measure]:
     average = generative_average(records)
     columns = [CODE, MATH, WRITING, MULTIPLE_CHOICE, PERPLEXITY, DIVERSITY]
     present = [m for m in columns if any(find_score(record, m.parts[0]) for record in records)]
-    return ([] if average is None else [average]) + present
+    return ([] if average is None else [average]) + present + _other_measures(records)
+
+
+def _other_measures(records: Iterable[Record]) -> list[Measure]:
+    """One column for each domain of the tasks that have none above, such as lm-eval's: its first metric, which is the
+    one that its samples hold."""
+    firsts: dict[tuple[str, str], Measure] = {}
+    for score in (score for record in records for score in record.scores if score.task not in _KNOWN_TASKS):
+        label = score.domain or score.task
+        measure = Measure(
+            f"{score.task}_{label}",
+            f"{label}: {score.metric}",
+            (Part(score.task, score.metric, score.domain),),
+            kind="share" if score.metric in _SHARES else "number",
+            higher_is_better=score.higher_is_better,
+        )
+        firsts.setdefault((score.task, score.domain), measure)
+    return list(firsts.values())
 
 
 def domain_measures(records: Iterable[Record], whole: Measure) -> list[Measure]:

@@ -26,14 +26,15 @@ class Known:
 
     ``refused``: why it is not served at all; ``refused_on_cpu`` likewise, by the CPU build; ``cpu_arguments``: what
     its engine is given on a CPU to compute right; ``shared_width``: the config keys whose product is the width of the
-    shared expert, which vLLM would cut to that without a word; ``needs``: values that the config must state, because
-    vLLM takes another where they are absent.
+    shared expert, which vLLM would cut to that without a word; ``compact``: whether the plugin was tried with it;
+    ``needs``: values that the config must state, because vLLM takes another where they are absent.
     """
 
     refused: str = ""
     refused_on_cpu: str = ""
     cpu_arguments: Mapping[str, Any] = field(default_factory=dict)
     shared_width: tuple[str, ...] = ()
+    compact: bool = False
     needs: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -43,11 +44,14 @@ _SHARED = ("moe_intermediate_size", "n_shared_experts")
 _BIAS = "the CPU build leaves the router's correction bias out of the choice of experts"
 
 KNOWN: dict[str, Known] = {
-    "qwen3_moe": Known(),
-    "mixtral": Known(),
-    "olmoe": Known(needs={"norm_topk_prob": False}),  # vLLM never renormalises its gate values
+    "qwen3_moe": Known(compact=True),
+    "mixtral": Known(compact=True),
+    "olmoe": Known(compact=True, needs={"norm_topk_prob": False}),  # vLLM never renormalises its gate values
     "qwen2_moe": Known(shared_width=("shared_expert_intermediate_size",)),
     "granitemoe": Known(),
+    "granitemoeshared": Known(),
+    "flex_olmo": Known(),
+    "hunyuan_v1_moe": Known(),
     "gpt_oss": Known(),
     "deepseek_v2": Known(cpu_arguments=_PLAIN_ROTARY, shared_width=_SHARED),
     "deepseek_v3": Known(
@@ -102,8 +106,12 @@ def reason_against(config: Mapping[str, Any]) -> str:
     for key, value in known.needs.items():
         if config.get(key) != value:
             return f"config.json has {key}={config.get(key)}, but vLLM computes this architecture with {key}={value}"
-    if SECTION in config and (reason := reason_against_version()):
-        return f"{reason}: write the merged model with layout=expanded, or take backend=hf"
+    if SECTION in config:
+        reason = reason_against_version()
+        if not known.compact:
+            reason = f"compact checkpoints of architecture '{model_type}' were not tried with vLLM"
+        if reason:
+            return f"{reason}: write the merged model with layout=expanded, or take backend=hf"
     return ""
 
 

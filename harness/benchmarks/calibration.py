@@ -21,12 +21,12 @@ from harness.calibration import collect
 from harness.calibration_coverage import NAMES as COVERAGE_NAMES
 from harness.corpora import TokenSequence
 from harness.families import FAMILIES
-from harness.statistics import SQUARE, STATISTICS
+from harness.statistics import RELEASED, SQUARE, STATISTICS
 
 # What the pruning criteria read: no router logits of all experts against all, no output of unrouted experts.
 PRUNING = frozenset(STATISTICS) - {"output_mean", *SQUARE} - COVERAGE_NAMES
 # What coverage reads as it is, by any of its channel scores; not the moving averages of the released code.
-COVERAGE = (COVERAGE_NAMES | {"frequency"}) - {"released_attribution", "released_activation"}
+COVERAGE = (COVERAGE_NAMES | {"frequency"}) - RELEASED
 MAX_PRUNING_RATIO = 1.25
 MAX_COVERAGE_RATIO = 1.6
 MAX_EVERYTHING_RATIO = 8.0

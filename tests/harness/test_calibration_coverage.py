@@ -65,7 +65,7 @@ def perturbed_by_autograd(model, layer: int) -> tuple[float, np.ndarray, np.ndar
         loss.backward()
         loss_sum += float(loss.detach())
         for j, h, z in kept["leaves"]:
-            attribution[j] += float((z * z.grad).sum())
+            attribution[j] += float((z * z.grad).sum().detach())
             saliency[j] += (h * h.grad).abs().detach().numpy()
     handle.remove()
     return loss_sum, attribution, saliency

@@ -46,8 +46,14 @@ def nothing_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     scratch.mkdir(0o711)
     monkeypatch.setattr(sandbox, "CHILD", script)
     monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    sandbox._nurseries.clear()
     yield
     assert list(scratch.iterdir()) == []
+    assert len(processes_of(script)) <= 1, "none but the interpreter that forks"
+    sandbox._nurseries.clear()
+    deadline = time.monotonic() + 20
+    while processes_of(script) and time.monotonic() < deadline:
+        time.sleep(0.01)
     assert processes_of(script) == []
     shutil.rmtree(folder)
 

@@ -293,6 +293,8 @@ def test_architectures_with_known_faults_are_refused_or_mended(tmp_path: Path, m
         with pytest.raises(WinnowError, match=f"architecture '{model_type}'"):
             vllm_guard.check(tmp_path)
     assert "was not tried with vLLM" in vllm_guard.reason_against({"model_type": "unheard_of"})
+    assert vllm_guard.reason_against({"model_type": "granitemoe"}) == ""
+    assert "layout=expanded" in vllm_guard.reason_against({"model_type": "granitemoe", "winnow": {}})
     assert vllm_guard.KNOWN["deepseek_v2"].cpu_arguments == {
         "compilation_config": {"custom_ops": ["all", "-rotary_embedding"]}
     }

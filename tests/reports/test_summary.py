@@ -1,6 +1,8 @@
 import re
+from dataclasses import replace
 
-from harness.records import Record
+from harness.intervals import wilson
+from harness.records import Record, Sample, Score
 from reports.summary import cell_table
 from tests.reports.synthetic import BASELINE, RIGHT, make_cell
 
@@ -41,3 +43,19 @@ def test_baseline_and_lone_cells_have_no_differences():
 def test_cell_without_scores():
     bare = Record(CELL.cell, {}, {}, {}, [], {}, {})
     assert "no scores" in cell_table(bare, BASE)
+
+
+def test_tasks_without_a_column_of_their_own_show_their_first_metric():
+    def cell(whole, right):
+        outcomes = [1.0] * right + [0.0] * (20 - right)
+        samples = [Sample("my_lm_eval", f"q{i}", outcome, domain="arc_easy") for i, outcome in enumerate(outcomes)]
+        interval = wilson(right, 20)
+        scores = [Score("my_lm_eval", metric, right / 20, 20, *interval, "arc_easy") for metric in ("acc", "acc_norm")]
+        return replace(whole, scores=scores), samples
+
+    (record, samples), (baseline, baseline_samples) = cell(CELL, 12), cell(BASE, 16)
+    table = cell_table(record, baseline, samples, baseline_samples)
+    assert "acc_norm" not in table
+    name, score, n, before, change = line_of(table, "arc_easy")
+    assert (name, n) == ("arc_easy: acc (%)", "20")
+    assert score.startswith("60.0 [") and before.startswith("80.0 [") and change.startswith("−20.0 [")
