@@ -117,10 +117,12 @@ def _routed(options: dict[str, Any], layout: Any) -> Any:
     chosen = {name: options[name] for name in names if name in options}
     if options.get("apply_routed_scale_to_output"):
         chosen["routed_scaling_factor"] = 1.0
-    rows = create_fused_moe_router(global_num_experts=layout.rows, **chosen)
+    rows: Any = create_fused_moe_router(global_num_experts=layout.rows, **chosen)
     device = get_current_vllm_config().device_config.device
 
     class RouteRouter(BaseRouter):
+        route: torch.Tensor  # the stored expert of each router row
+
         @property
         def routing_method_type(self) -> Any:
             return RoutingMethodType.Custom  # no kernel that routes by itself knows of the route
