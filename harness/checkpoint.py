@@ -23,7 +23,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from harness.errors import WinnowError
-from harness.families import ExpertTensor, Family, family_of, read_config
+from harness.expert_tensors import ExpertTensor
+from harness.families import Family, family_of, read_config
 from harness.statistics import ExpertWeights
 
 WEIGHTS = "model.safetensors"

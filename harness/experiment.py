@@ -15,6 +15,7 @@ from typing import Any
 from hydra.utils import get_method, instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from harness import progress
 from harness.backends.choice import choose
 from harness.calibration import calibrate, wanted_statistics
 from harness.calibration_cache import Collected, model_fingerprint
@@ -130,6 +131,7 @@ def prepare(config: DictConfig) -> Cell:
 
 def run_cell(config: DictConfig, in_sweep: bool = False, artifacts_in_output_dir: bool = False) -> Record:
     """Run one cell, or find its record; returns the record. Raises WinnowError."""
+    progress.show(config.progress)
     cell = prepare(config)
     tracker = instantiate(config.tracking) if config.tracking else None
     root = Path(config.output_dir)

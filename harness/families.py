@@ -5,69 +5,31 @@ To add an architecture, add a row to ``FAMILIES`` and a tiny model of it to ``te
 
 import importlib
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from harness.errors import WinnowError
+from harness.expert_tensors import ExpertTensor, separate
 
 
 @dataclass(frozen=True)
-class ExpertTensor:
-    """A tensor on disk that holds routed experts.
+class Served:
+    """What is known of an architecture in vLLM 0.32, whose faults show nowhere but in what it writes.
 
-    ``name`` has a place for the layer, and one for the expert unless the tensor *stacks* all experts of the layer
-    along its first dimension. ``axes`` are the dimensions of one expert's part, each "hidden" or "channel".
-    ``matrices`` lie along the channel axis: one of "gate", "up" and "down", or gate and up, one behind the other or
-    (``interleaved``) channel by channel. A part of one axis is the bias of its matrices.
+    ``refused``: why it is not served at all; ``refused_on_cpu`` likewise, by the CPU build; ``cpu_arguments``: what
+    its engine is given on a CPU to compute right; ``shared_width``: the config keys whose product is the width of the
+    shared expert, which vLLM would cut to that without a word; ``compact``: whether the plugin was tried with it;
+    ``needs``: values that the config must state, because vLLM takes another where they are absent.
     """
 
-    name: str
-    axes: tuple[str, ...]
-    matrices: tuple[str, ...]
-    interleaved: bool = False
-
-    @property
-    def is_stacked(self) -> bool:
-        return "{expert}" not in self.name
-
-    @property
-    def is_bias(self) -> bool:
-        return len(self.axes) == 1
-
-    @property
-    def channel_axis(self) -> int | None:
-        return self.axes.index("channel") if "channel" in self.axes else None
-
-    def names(self, layer: int, experts: int) -> list[str]:
-        """The tensors that hold the experts 0 to ``experts`` - 1: one each, or one for all."""
-        if self.is_stacked:
-            return [self.name.format(layer=layer)]
-        return [self.name.format(layer=layer, expert=expert) for expert in range(experts)]
-
-    def shape(self, width: int, hidden: int) -> tuple[int, ...]:
-        """That of one expert's part."""
-        sizes = {"hidden": hidden, "channel": width * len(self.matrices)}
-        return tuple(sizes[axis] for axis in self.axes)
-
-    def places(self, channels: Iterable[int], width: int) -> list[int]:
-        """Where ``channels`` of an expert of ``width`` channels lie along the channel axis, in their order."""
-        count = len(self.matrices)
-        if self.interleaved:
-            return [channel * count + place for channel in channels for place in range(count)]
-        chosen = list(channels)
-        return [place * width + channel for place in range(count) for channel in chosen]
-
-
-def _separate(prefix: str, gate: str, up: str, down: str) -> tuple[ExpertTensor, ...]:
-    """A matrix of one expert a tensor, in the layout of ``nn.Linear``."""
-    experts = "model.layers.{layer}." + prefix + ".experts.{expert}."
-    return (
-        ExpertTensor(f"{experts}{gate}.weight", ("channel", "hidden"), ("gate",)),
-        ExpertTensor(f"{experts}{up}.weight", ("channel", "hidden"), ("up",)),
-        ExpertTensor(f"{experts}{down}.weight", ("hidden", "channel"), ("down",)),
-    )
+    refused: str = ""
+    refused_on_cpu: str = ""
+    cpu_arguments: Mapping[str, Any] = field(default_factory=dict)
+    shared_width: tuple[str, ...] = ()
+    compact: bool = False
+    needs: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -89,6 +51,7 @@ class Family:
     The shared experts' width is a setting of its own, or hangs on the routed experts': ``shared_count_key`` times
     that, or (``shared_is_as_wide``) the same.
 
+    ``served`` is None where vLLM was not tried with it.
     ``separates_packed``: documents packed into one sequence see nothing of each other, because everything that mixes
     tokens heeds positions that start again.
     """
@@ -109,11 +72,12 @@ class Family:
     shared_count_key: str | None = None
     shared_is_as_wide: bool = False
     separates_packed: bool = True
+    served: Served | None = None
     block: str = "model.layers.{layer}.mlp"
     router: str = "gate"
     experts: str = "experts"
     router_output: tuple[str, str, str] = ("logits", "gates", "indices")
-    expert_tensors: tuple[ExpertTensor, ...] = _separate("mlp", "gate_proj", "up_proj", "down_proj")
+    expert_tensors: tuple[ExpertTensor, ...] = separate("mlp", "gate_proj", "up_proj", "down_proj")
     router_tensors: tuple[str, ...] = ("model.layers.{layer}.mlp.gate.weight",)
     router_biases: tuple[str, ...] = ()
 
@@ -194,6 +158,10 @@ def _one_number(config: Mapping[str, Any], key: str) -> int:
     raise WinnowError(f"config.json does not describe a complete model: it has no {key}")
 
 
+# vLLM's rotary operation on CPUs is wrong for queries of three dimensions, which latent attention has.
+_PLAIN_ROTARY = {"compilation_config": {"custom_ops": ["all", "-rotary_embedding"]}}
+_TIED_SHARED = ("moe_intermediate_size", "n_shared_experts")
+
 _QWEN_LAYERS: dict[str, Any] = {
     "moe_layer_step": ("decoder_sparse_step", 1),
     "dense_layers_key": "mlp_only_layers",
@@ -209,7 +177,7 @@ _DEEPSEEK_V3: dict[str, Any] = _DEEPSEEK | {
 }
 _MIXTRAL: dict[str, Any] = {
     "width_key": "intermediate_size",
-    "expert_tensors": _separate("block_sparse_moe", "w1", "w3", "w2"),
+    "expert_tensors": separate("block_sparse_moe", "w1", "w3", "w2"),
     "router_tensors": ("model.layers.{layer}.block_sparse_moe.gate.weight",),
 }
 _GRANITE: dict[str, Any] = {
@@ -233,12 +201,14 @@ FAMILIES: dict[str, Family] = {
             "qwen3_moe",
             "qwen3_moe.modeling_qwen3_moe.Qwen3MoeDecoderLayer",
             "softmax, renormalised by config",
+            served=Served(compact=True),
             **_QWEN_LAYERS,
         ),
         Family(
             "qwen2_moe",
             "qwen2_moe.modeling_qwen2_moe.Qwen2MoeDecoderLayer",
             "softmax, renormalised by config (off as released)",
+            served=Served(shared_width=("shared_expert_intermediate_size",)),
             **_QWEN_LAYERS,
         ),
         Family(
@@ -252,24 +222,28 @@ FAMILIES: dict[str, Family] = {
             "olmoe",
             "olmoe.modeling_olmoe.OlmoeDecoderLayer",
             "softmax, renormalised by config (off as released)",
+            served=Served(compact=True, needs={"norm_topk_prob": False}),  # vLLM never renormalises its gate values
             width_key="intermediate_size",
         ),
         Family(
             "flex_olmo",
             "flex_olmo.modeling_flex_olmo.FlexOlmoDecoderLayer",
             "softmax, renormalised by config (off as released)",
+            served=Served(),
             width_key="intermediate_size",
         ),
         Family(
             "mixtral",
             "mixtral.modeling_mixtral.MixtralDecoderLayer",
             "softmax, always renormalised",
+            served=Served(compact=True),
             **_MIXTRAL,
         ),
         Family(
             "minimax_m2",
             "minimax_m2.modeling_minimax_m2.MiniMaxM2DecoderLayer",
             "sigmoid, chosen with a correction bias, always renormalised",
+            served=Served(refused_on_cpu="vLLM's CPU build leaves the correction bias out of the choice"),
             router_biases=("model.layers.{layer}.block_sparse_moe.e_score_correction_bias",),
             **_MIXTRAL,
         ),
@@ -277,6 +251,7 @@ FAMILIES: dict[str, Family] = {
             "phimoe",
             "phimoe.modeling_phimoe.PhimoeDecoderLayer",
             "sparsemixer: two experts one after the other, softmax over those near the largest logit",
+            served=Served(refused="vLLM 0.32 cannot unpack what its router returns"),
             router="router",
             **_MIXTRAL,
         ),
@@ -284,6 +259,7 @@ FAMILIES: dict[str, Family] = {
             "deepseek_v2",
             "deepseek_v2.modeling_deepseek_v2.DeepseekV2DecoderLayer",
             "softmax, group-limited by config, scaled, never renormalised",
+            served=Served(cpu_arguments=_PLAIN_ROTARY, shared_width=_TIED_SHARED),
             first_moe_layer=("first_k_dense_replace", 0),
             **_DEEPSEEK,
         ),
@@ -291,6 +267,11 @@ FAMILIES: dict[str, Family] = {
             "deepseek_v3",
             "deepseek_v3.modeling_deepseek_v3.DeepseekV3DecoderLayer",
             "sigmoid, group-limited, chosen with a correction bias, renormalised by config, scaled",
+            served=Served(
+                cpu_arguments=_PLAIN_ROTARY,
+                shared_width=_TIED_SHARED,
+                needs={"topk_method": "noaux_tc", "scoring_func": "sigmoid"},
+            ),
             first_moe_layer=("first_k_dense_replace", 3),
             **_DEEPSEEK_V3,
         ),
@@ -298,6 +279,7 @@ FAMILIES: dict[str, Family] = {
             "glm4_moe",
             "glm4_moe.modeling_glm4_moe.Glm4MoeDecoderLayer",
             "as deepseek_v3",
+            served=Served(shared_width=_TIED_SHARED),
             first_moe_layer=("first_k_dense_replace", 1),
             **_DEEPSEEK_V3,
         ),
@@ -305,6 +287,7 @@ FAMILIES: dict[str, Family] = {
             "dots1",
             "dots1.modeling_dots1.Dots1DecoderLayer",
             "as deepseek_v3",
+            served=Served(shared_width=_TIED_SHARED),
             first_moe_layer=("first_k_dense_replace", 0),
             **_DEEPSEEK_V3,
         ),
@@ -312,6 +295,10 @@ FAMILIES: dict[str, Family] = {
             "ernie4_5_moe",
             "ernie4_5_moe.modeling_ernie4_5_moe.Ernie4_5_MoeDecoderLayer",
             "softmax, chosen with a correction bias, always renormalised",
+            served=Served(
+                cpu_arguments={"model_impl": "transformers"},  # whose own router has the correction bias
+                shared_width=("moe_intermediate_size", "moe_num_shared_experts"),
+            ),
             num_experts_keys=("moe_num_experts", "num_experts", "num_local_experts"),
             top_k_key="moe_k",
             first_moe_layer=("moe_layer_start_index", 1),
@@ -324,6 +311,7 @@ FAMILIES: dict[str, Family] = {
             "hunyuan_v1_moe",
             "hunyuan_v1_moe.modeling_hunyuan_v1_moe.HunYuanMoEV1DecoderLayer",
             "softmax, always renormalised",
+            served=Served(),
             top_k_key="moe_topk",
             width_key="intermediate_size",
             shared_is_as_wide=True,
@@ -333,10 +321,11 @@ FAMILIES: dict[str, Family] = {
             "lfm2_moe",
             "lfm2_moe.modeling_lfm2_moe.Lfm2MoeDecoderLayer",
             "sigmoid, chosen with a bias by config, renormalised by config, scaled",
+            served=Served(refused="vLLM 0.32 writes wrong text with it, for a reason that is not known"),
             first_moe_layer=("num_dense_layers", 2),
             separates_packed=False,  # convolutions
             block="model.layers.{layer}.feed_forward",
-            expert_tensors=_separate("feed_forward", "w1", "w3", "w2"),
+            expert_tensors=separate("feed_forward", "w1", "w3", "w2"),
             router_tensors=("model.layers.{layer}.feed_forward.gate.weight",),
             router_biases=("model.layers.{layer}.feed_forward.expert_bias",),
         ),
@@ -344,18 +333,21 @@ FAMILIES: dict[str, Family] = {
             "granitemoe",
             "granitemoe.modeling_granitemoe.GraniteMoeDecoderLayer",
             "softmax over the top-k logits",
+            served=Served(),
             **_GRANITE,
         ),
         Family(
             "granitemoeshared",
             "granitemoeshared.modeling_granitemoeshared.GraniteMoeSharedDecoderLayer",
             "softmax over the top-k logits",
+            served=Served(),
             **_GRANITE,
         ),
         Family(
             "gpt_oss",
             "gpt_oss.modeling_gpt_oss.GptOssDecoderLayer",
             "softmax over the top-k logits, which have a bias",
+            served=Served(),
             width_key="intermediate_size",
             separates_packed=False,  # transformers makes its attention mask without the positions
             router="router",

@@ -31,7 +31,8 @@ from harness.checkpoint import (
     widened,
 )
 from harness.errors import WinnowError
-from harness.families import ExpertTensor, Family, family_of, read_config
+from harness.expert_tensors import ExpertTensor
+from harness.families import Family, family_of, read_config
 
 if TYPE_CHECKING:
     from methods.plan import CompressionPlan, LayerPlan, NewExpert

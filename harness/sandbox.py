@@ -30,14 +30,13 @@ from functools import cache
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from tqdm import tqdm
-
 from harness.errors import WinnowError
+from harness.progress import bar as progress_bar
 from harness.sandbox_child import TIMED_OUT, decode, encode
 
 CHILD = Path(__file__).with_name("sandbox_child.py")
 GRACE_SECONDS = 10.0
-KNOWN_PROGRAMS = 20_000  # outcomes remembered, about a kilobyte each
+KNOWN_PROGRAMS = 20_000  # outcomes remembered
 # The hash seed makes the order of sets the same in every run; nothing of our environment goes along.
 ENVIRONMENT = {"PYTHONHASHSEED": "0"}
 
@@ -254,8 +253,7 @@ def run_many(programs: Sequence[Program], limits: Limits | None = None, progress
     workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with ThreadPoolExecutor(workers) as pool:
         outcomes = pool.map(lambda p: run_function(p.source, p.entry_point, p.inputs, limits), new.values())
-        bar = tqdm(outcomes, total=len(new), desc=progress, disable=not progress, leave=False)
-        found |= zip(new, bar, strict=True)
+        found |= zip(new, progress_bar(progress, len(new), outcomes), strict=True)
     if len(_known) > KNOWN_PROGRAMS:
         _known.clear()
     _known.update({key: found[key] for key in new if found[key].status in ("ok", "error")})

@@ -9,7 +9,7 @@ from harness.errors import WinnowError
 def parse_ratio(ratio: str | float | Fraction) -> Fraction:
     """The ratio as it is written: 0.55 is 11/20, not the binary float next to it; "1/3" works too.
 
-    With binary floats int(60 * (1 - 0.55)) is 26 instead of 27 (methods.md, REAP repository, bug 8).
+    With binary floats int(60 * (1 - 0.55)) is 26 instead of 27 (a fault of the REAP repository).
     Raises WinnowError outside [0, 1).
     """
     try:

@@ -33,8 +33,8 @@ class Coverage:
 
     Of the C channels of all experts, C - floor(C * ratio) stay. A layer gets the smallest number of its channels whose
     scores reach its smoothed relative block loss times a common level; in it, an expert gets the smallest number of its
-    own that reach the root of its attribution times a common level (methods.md section 5, steps 8 and 9, with exact
-    totals). Experts of fewer than ``min_channels`` are removed and widths rounded to ``align`` (step 10), which keeps
+    own that reach the root of its attribution times a common level (with exact
+    totals). Experts of fewer than ``min_channels`` are removed and widths rounded to ``align``, which keeps
     the total but for rounding to the nearest multiple of ``align``. At least top-k experts stay in each layer. Of equal
     scores the lower layer, expert and channel is kept. Options:
     - ``channel_score``: ``activation`` is the mean of three root sums of squares over routed tokens: gate output, up
@@ -240,7 +240,7 @@ class Coverage:
 
 
 def coverage_widths(scores: np.ndarray, importance: np.ndarray, budget: int) -> list[int]:
-    """Channels of each expert, ``budget`` together, by coverage within the layer (methods.md section 5, step 9).
+    """Channels of each expert, ``budget`` together, by coverage within the layer.
 
     ``scores`` (E, I) and ``importance`` (E,) >= 0. Of channels that enter at the same level the one of the highest
     score times importance goes first.

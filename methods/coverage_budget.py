@@ -45,7 +45,7 @@ def first_to_enter(
 def smoothed_loss(losses: np.ndarray) -> np.ndarray:
     """Relative block losses (layers,) as weights of mean 1: four times a root, then within one std of the mean.
 
-    methods.md section 5, step 8; the standard deviation is the unbiased one, 0 for a single layer.
+    As in the released code; the standard deviation is the unbiased one, 0 for a single layer.
     """
     values = np.asarray(losses, dtype=np.float64)
     for _ in range(4):
@@ -85,7 +85,7 @@ def adjusted_widths(
 ) -> list[list[int]]:
     """Widths of every layer's experts as multiples of ``align``, each 0 or from ``smallest`` to ``capacity``.
 
-    methods.md section 5, step 10. Widths are rounded down, and those below ``smallest`` (a multiple of ``align``)
+    Widths are rounded down, and those below ``smallest`` (a multiple of ``align``)
     become 0; at least ``at_least`` experts of a layer stay, the first of ``best[layer]`` being revived. What is freed
     goes to the layers, and in a layer to the experts that are left, in proportion to their free capacity, but first a
     block of ``align`` each to those that rounding took most from. When all are full, experts of width 0 are revived.

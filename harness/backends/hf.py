@@ -4,21 +4,18 @@ Requests are sorted by length, so that a batch pads little, and answered in the 
 are added to any text. All is deterministic; the batch a request falls into changes its result by rounding.
 """
 
-import copy
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 import transformers
 from torch import Tensor
-from tqdm import tqdm
 from transformers import DynamicCache, PreTrainedModel
-from transformers.cache_utils import DynamicLayer
 
 from harness.backends import LogLikelihood, Sampling, TokenLogprobs, timed
+from harness.backends.decoding import Choice, StopStrings, roomy_cache, select_rows
 from harness.backends.tokens import (
     Request,
     cut,
@@ -31,6 +28,7 @@ from harness.backends.tokens import (
 )
 from harness.errors import WinnowError
 from harness.loading import load_model, load_tokenizer
+from harness.progress import bar as progress_bar
 
 # Finished sequences leave the batch once they are this share of it: each departure copies the cache.
 COMPACT_SHARE = 0.25
@@ -38,35 +36,6 @@ COMPACT_SHARE = 0.25
 LOGIT_BUDGET = 2**26
 # Scored tokens in a batch on a CPU: what they need then stays in its caches and in memory that is reused.
 CPU_TOKENS = 1024
-
-
-class StopStrings:
-    """Tells cheaply whether a growing answer has come to contain one of the stop strings."""
-
-    def __init__(self, tokenizer: Any, stop: Sequence[str]) -> None:
-        self._tokenizer, self._stop = tokenizer, tuple(stop)
-        self._last = {text[-1] for text in stop}
-        # A token is at least a byte of UTF-8, and a stop string may begin inside of one.
-        self._tail = max((len(text.encode()) for text in stop), default=0) + 1
-        self._may_end: dict[int, bool] = {}
-
-    def _can_complete(self, token: int) -> bool:
-        """Whether a stop string may end in this token: it holds the last character of one, or part of any.
-
-        Some tokenizers drop the space that begins a token, so where a stop string ends in one, any token may.
-        """
-        if token not in self._may_end:
-            text = self._tokenizer.decode([token], clean_up_tokenization_spaces=False)
-            unclear = "\ufffd" in text or " " in self._last
-            self._may_end[token] = unclear or not self._last.isdisjoint(text)
-        return self._may_end[token]
-
-    def reached(self, tokens: Sequence[int]) -> bool:
-        """Whether the newest of ``tokens`` completes a stop string."""
-        if not self._stop or not self._can_complete(tokens[-1]):
-            return False
-        text = self._tokenizer.decode(list(tokens[-self._tail :]), clean_up_tokenization_spaces=False)
-        return any(stop in text for stop in self._stop)
 
 
 class HFBackend:
@@ -121,10 +90,7 @@ class HFBackend:
         watches = {texts: StopStrings(self.tokenizer, texts) for texts in set(stops)}
         answers = [""] * len(encoded)
         order = sorted(range(len(encoded)), key=lambda i: -len(encoded[i]))
-        with (
-            timed(self.seconds, "generate"),
-            tqdm(total=len(order), desc=progress, disable=not progress, leave=False) as bar,
-        ):
+        with timed(self.seconds, "generate"), progress_bar(progress, len(order)) as bar:
             for start in range(0, len(order), self.batch_size):
                 batch = order[start : start + self.batch_size]
                 choice = Choice(sampling, batch)
@@ -143,7 +109,7 @@ class HFBackend:
         for request in scoring_requests(self.tokenizer, pairs, self.max_length + 1):
             groups[request.context].append(request)
         results = [LogLikelihood(0.0, 0)] * len(pairs)
-        with self._work("score", len(pairs), progress) as bar, torch.inference_mode():
+        with timed(self.seconds, "score"), progress_bar(progress, len(pairs)) as bar, torch.inference_mode():
             for batch in self._group_batches(groups):
                 for request, logprob in self._score(batch):
                     results[request.index] = LogLikelihood(logprob, len(request.continuation))
@@ -162,10 +128,7 @@ class HFBackend:
             for part in windows(tokens, self.max_length)
         ]
         logprobs, counts = [0.0] * len(texts), [0] * len(texts)
-        with (
-            timed(self.seconds, "score"),
-            tqdm(total=len(parts), desc=progress, disable=not progress, leave=False) as bar,
-        ):
+        with timed(self.seconds, "score"), progress_bar(progress, len(parts)) as bar:
             for batch, logits in self._forward_all([part for _, part in parts]):
                 for place, logprob in zip(batch, _gather(logits, [parts[k][1][1:] for k in batch]), strict=True):
                     logprobs[parts[place][0]] += float(logprob.double().sum())
@@ -187,10 +150,7 @@ class HFBackend:
             )
         results: list[TokenLogprobs] = [TokenLogprobs.empty(tokens, top) for tokens in encoded]
         scored = [i for i, tokens in enumerate(encoded) if len(tokens) > 1]
-        with (
-            timed(self.seconds, "score"),
-            tqdm(total=len(scored), desc=progress, disable=not progress, leave=False) as bar,
-        ):
+        with timed(self.seconds, "score"), progress_bar(progress, len(scored)) as bar:
             for batch, logits in self._forward_all([encoded[i] for i in scored]):
                 for row, place in enumerate(batch):
                     tokens = encoded[scored[place]]
@@ -205,12 +165,6 @@ class HFBackend:
                     )
                 bar.update(len(batch))
         return results
-
-    @contextmanager
-    def _work(self, what: str, total: int, progress: str) -> Iterator[Any]:
-        """A progress bar over ``total`` requests, whose time counts as ``what``."""
-        with timed(self.seconds, what), tqdm(total=total, desc=progress, disable=not progress, leave=False) as bar:
-            yield bar
 
     # Batches
 
@@ -273,14 +227,13 @@ class HFBackend:
     def _start(self, sequences: Sequence[Sequence[int]]) -> tuple[DynamicCache, Tensor, Tensor]:
         """Run contexts padded on the left: the cache, the mask [n, width], last logits [n, vocabulary]."""
         ids, mask = self._pad_left(sequences)
-        cache = DynamicCache(config=self.model.config)
-        cache.layers = [RoomyLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
+        cache = roomy_cache(self.model.config)
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
         return cache, mask, self._forward(ids, mask, positions, cache, last=True)[:, -1]
 
     @torch.inference_mode()
     def _continue(
-        self, prompts: list[list[int]], max_new: int, stops: list[StopStrings], choice: "Choice", bar: Any
+        self, prompts: list[list[int]], max_new: int, stops: list[StopStrings], choice: Choice, bar: Any
     ) -> list[list[int]]:
         """The tokens that are added to each prompt, without end-of-text tokens."""
         cache, prompt_mask, logits = self._start(prompts)
@@ -335,69 +288,10 @@ class HFBackend:
             starts = self._tensor([[len(request.context)] for _, request in part])
             positions = starts + torch.arange(inputs.shape[1], device=inputs.device)
             both = torch.cat([mask[rows], own_mask], dim=1)
-            logits = self._forward(inputs, both, positions, _select(cache, rows), last=False)
+            logits = self._forward(inputs, both, positions, select_rows(cache, rows), last=False)
             logprobs = _gather(logits, [request.continuation[1:] for _, request in part])
             for (_, request), logprob in zip(part, logprobs, strict=True):
                 yield request, scores[request.index] + float(logprob.double().sum())
-
-
-class Choice:
-    """The next token of each sequence of a batch: the likeliest, or a draw with a stream of numbers of its own.
-
-    A draw depends on the seed and on the place of the prompt among the prompts, not on its batch.
-    """
-
-    def __init__(self, sampling: Sampling | None, places: Sequence[int]) -> None:
-        self._sampling = sampling
-        if sampling is not None:
-            self._streams = [np.random.default_rng([sampling.seed, place]) for place in places]
-
-    def __call__(self, logits: Tensor, rows: Sequence[int]) -> Tensor:
-        """(n,) tokens for ``logits`` (n, V) of the sequences ``rows`` of the batch."""
-        if self._sampling is None:
-            return logits.argmax(-1)
-        ordered, tokens = (logits.float() / self._sampling.temperature).softmax(-1).sort(-1, descending=True)
-        before = ordered.cumsum(-1) - ordered  # a token stays while those before it hold less than top_p
-        kept = ordered.masked_fill(before >= self._sampling.top_p, 0.0).cumsum(-1)
-        draws = torch.tensor([self._streams[row].random() for row in rows], device=logits.device)
-        places = torch.searchsorted(kept, (draws * kept[:, -1])[:, None], right=True).clamp(max=kept.shape[-1] - 1)
-        return tokens.gather(-1, places)[:, 0]
-
-
-class RoomyLayer(DynamicLayer):
-    """Keys and values with room for more tokens behind them, so that a new token is written and the old not copied."""
-
-    ROOM = 64  # tokens
-    _room: tuple[Tensor, ...] = ()  # the tensors that ``keys`` and ``values`` are the beginnings of
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        new = (key_states, value_states)
-        start = self.get_seq_length()
-        end = start + key_states.shape[-2]
-        if start == 0:
-            self.lazy_initialization(key_states, value_states)
-            self._room = ()
-        if not self._room or end > self._room[0].shape[-2]:
-            grown = tuple(part.new_empty(*part.shape[:2], end + self.ROOM, part.shape[-1]) for part in new)
-            if start and self.keys is not None and self.values is not None:
-                grown[0][:, :, :start], grown[1][:, :, :start] = self.keys, self.values
-            self._room = grown
-        for room, part in zip(self._room, new, strict=True):
-            room[:, :, start:end] = part
-        self.keys, self.values = (room[:, :, :end] for room in self._room)
-        return self.keys, self.values
-
-    def batch_select_indices(self, indices: Tensor) -> None:
-        super().batch_select_indices(indices)
-        self._room = ()
-
-
-def _select(cache: DynamicCache, rows: Tensor) -> DynamicCache:
-    """A cache that holds these rows of ``cache``, which stays as it is."""
-    selected = copy.copy(cache)
-    selected.layers = [copy.copy(layer) for layer in cache.layers]
-    selected.batch_select_indices(rows)
-    return selected
 
 
 def _gather(logits: Tensor, targets: Sequence[Sequence[int]]) -> list[Tensor]:

@@ -17,12 +17,12 @@ from typing import Any, Protocol
 
 import numpy as np
 from filelock import FileLock, Timeout
-from tqdm import tqdm
 
 from harness.backends import LogLikelihood, Sampling, TokenLogprobs, timed, vllm_guard
 from harness.backends.tokens import cut, decode, encode, prompts_that_fit, scoring_requests, stops_by_prompt, windows
 from harness.errors import WinnowError
 from harness.loading import load_tokenizer, resolve_checkpoint
+from harness.progress import bar as progress_bar
 
 # Greedy scoring of a prompt: the engine always writes a token, so one is written and thrown away.
 SCORE = {"max_tokens": 1, "temperature": 0.0, "detokenize": False}
@@ -221,7 +221,7 @@ class VLLMBackend:
         self, sequences: list[list[int]], settings: list[dict[str, Any]], progress: str
     ) -> Iterator[tuple[int, Any]]:
         answers = self._engine.run(sequences, settings) if sequences else iter(())
-        return iter(tqdm(answers, total=len(sequences), desc=progress, disable=not progress, leave=False))
+        return iter(progress_bar(progress, len(sequences), answers))
 
 
 def _sampling(sampling: Sampling | None, place: int) -> dict[str, Any]:

@@ -18,7 +18,6 @@ import sys
 from typing import Any
 
 VERSIONS = ("0.32.",)
-_PACKAGE = "vllm.model_executor.layers.fused_moe"
 _MODELS = "vllm.model_executor.models."
 _LAYER = re.compile(r"\blayers\.(\d+)\.")
 
@@ -34,15 +33,10 @@ def register() -> None:
         _install()
 
 
-def installed() -> bool:
-    module: Any = sys.modules.get(_PACKAGE)
-    return module is not None and hasattr(module.FusedMoEFactory, "winnow")
-
-
 def _install() -> None:
     from vllm.model_executor.layers import fused_moe
 
-    if installed():
+    if hasattr(fused_moe.FusedMoEFactory, "winnow"):
         return
     replacements = {"FusedMoEFactory": _factory(fused_moe.FusedMoEFactory), "GateLinear": _gate(fused_moe.GateLinear)}
     originals = {name: getattr(fused_moe, name) for name in replacements}

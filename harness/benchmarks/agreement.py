@@ -10,13 +10,14 @@ import tempfile
 from itertools import chain
 from pathlib import Path
 
+from hydra.utils import get_method
+
 from harness.backends.hf import HFBackend
 from harness.backends.hf import open_checkpoint as open_hf
 from harness.backends.tokens import encode
 from harness.backends.vllm import open_checkpoint as open_vllm
 from harness.benchmarks.calibration import report
 from harness.benchmarks.variants import METHODS, checkpoints
-from tasks.items import evaluation_problems
 
 TIE = 1e-3  # nats between the two likeliest tokens
 MAX_DIFFERENCE = 1e-3  # nats of log-likelihood
@@ -41,7 +42,8 @@ def is_tie(backend: HFBackend, prompt: str, text: str, place: int) -> bool:
 def prompts(count: int) -> list[str]:
     """``count`` evaluation prompts, of code, math and writing in turn."""
     each = -(-count // 3)
-    drawn = [[p.prompt for p in evaluation_problems(domain, each, 0)] for domain in ("code", "math", "writing")]
+    problems = get_method("tasks.items.evaluation_problems")
+    drawn = [[problem.prompt for problem in problems(domain, each, 0)] for domain in ("code", "math", "writing")]
     return list(chain.from_iterable(zip(*drawn, strict=True)))[:count]
 
 

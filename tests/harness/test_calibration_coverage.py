@@ -29,7 +29,7 @@ def sequences() -> list[TokenSequence]:
 def perturbed_by_autograd(model, layer: int) -> tuple[float, np.ndarray, np.ndarray]:
     """Loss, sum over tokens of <z, dL/dz> (E,), and of |h * dL/dh| (E, I), all routed experts scaled by ALPHA.
 
-    z is an expert's output before the scale, h what goes into its down projection (methods.md section 5, steps 1-4).
+    z is an expert's output before the scale, h what goes into its down projection.
     """
     experts = model.model.layers[layer].mlp.experts
     width = experts.down_proj.shape[2]

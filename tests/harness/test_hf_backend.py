@@ -6,8 +6,10 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
+from harness import progress
 from harness.backends import Sampling
-from harness.backends.hf import HFBackend, StopStrings
+from harness.backends.decoding import StopStrings
+from harness.backends.hf import HFBackend
 from harness.backends.tokens import cut
 from harness.errors import WinnowError
 from tests.tiny import FAMILY_NAMES, byte_tokenizer, tiny_model
@@ -204,7 +206,12 @@ def test_progress_is_shown_under_its_name(capsys: pytest.CaptureFixture[str]) ->
     shown = capsys.readouterr().err
     assert all(name in shown for name in ("code: writing", "choices", "perplexity"))
     backend.generate(["a"], 2)
-    assert capsys.readouterr().err == ""
+    progress.show(False)
+    try:
+        backend.generate(["a"], 2, progress="code: writing")
+    finally:
+        progress.show(True)
+    assert capsys.readouterr().err == "", "without a name, and with progress=false, nothing is shown"
 
 
 def test_nothing_asked_is_nothing_answered() -> None:
