@@ -56,7 +56,8 @@ class LmEvalTask:
 
     def __post_init__(self) -> None:
         if isinstance(self.tasks, str) or not self.tasks:
-            raise WinnowError(f"{self.name}: tasks={self.tasks!r}: give a list of lm-eval tasks, such as [arc_easy]")
+            example = "such as suite.names=[arc_easy]"
+            raise WinnowError(f"{self.name}: tasks={self.tasks!r}: give a list of lm-eval tasks, {example}")
         if self.include_path is not None and not Path(self.include_path).is_dir():
             raise WinnowError(f"{self.name}: include_path={self.include_path}: there is no such folder")
         if find_spec("lm_eval") is None:
