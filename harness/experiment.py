@@ -131,7 +131,6 @@ def prepare(config: DictConfig) -> Cell:
 
 def run_cell(config: DictConfig, in_sweep: bool = False, artifacts_in_output_dir: bool = False) -> Record:
     """Run one cell, or find its record; returns the record. Raises WinnowError."""
-    progress.show(config.progress)
     cell = prepare(config)
     tracker = instantiate(config.tracking) if config.tracking else None
     root = Path(config.output_dir)
@@ -238,7 +237,7 @@ def evaluate(config: dict[str, Any], checkpoint: Path, clock: Clock) -> Evaluati
         backend = instantiate(
             config["backend"]["open"], folder=str(checkpoint), dtype=model["dtype"], device=model["device"]
         )
-    with closing(backend):
+    with closing(backend), progress.showing(config["progress"]):
         for name, node in config["suite"]["tasks"].items():
             task = instantiate(node, _convert_="all")
             with clock.stage(f"task_{name}"):

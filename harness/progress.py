@@ -1,6 +1,7 @@
 """The bars that tasks and backends show; ``progress=false`` silences them all."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from tqdm import tqdm
@@ -8,10 +9,15 @@ from tqdm import tqdm
 _shown = True
 
 
-def show(wanted: bool) -> None:
-    """Whether bars are shown from now on in this process."""
+@contextmanager
+def showing(wanted: bool) -> Iterator[None]:
+    """Meanwhile bars are shown in this process, or not."""
     global _shown
-    _shown = wanted
+    before, _shown = _shown, wanted
+    try:
+        yield
+    finally:
+        _shown = before
 
 
 def bar(label: str, total: int, items: Iterable[Any] | None = None) -> Any:

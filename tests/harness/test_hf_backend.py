@@ -206,11 +206,8 @@ def test_progress_is_shown_under_its_name(capsys: pytest.CaptureFixture[str]) ->
     shown = capsys.readouterr().err
     assert all(name in shown for name in ("code: writing", "choices", "perplexity"))
     backend.generate(["a"], 2)
-    progress.show(False)
-    try:
+    with progress.showing(False):
         backend.generate(["a"], 2, progress="code: writing")
-    finally:
-        progress.show(True)
     assert capsys.readouterr().err == "", "without a name, and with progress=false, nothing is shown"
 
 
