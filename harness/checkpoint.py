@@ -9,7 +9,8 @@ config.json describes it (``width``: one number for all experts of the layer, or
                               "1": {"experts": 2, "width": [768, 512], "route": [0, 0, 1, 0]}, ...}}
 
 Its other keys stay as they were, so that stock transformers refuses it for its shapes. ``harness.rewrite``
-writes both, ``harness.loading`` loads both.
+writes both, ``harness.loading`` loads both. Either may be quantised (``harness.quantize``): its packed matrices
+(``harness.packed``) are read here by the names, and with the shapes, that they had before.
 """
 
 import json
@@ -22,6 +23,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from harness import packed
 from harness.errors import WinnowError
 from harness.expert_tensors import ExpertTensor
 from harness.families import Family, family_of, read_config
@@ -35,7 +37,8 @@ SECTION = "winnow"
 class CheckpointReader:
     """The safetensors files of ``folder``, mapped into memory: a tensor costs nothing until it is used.
 
-    Raises WinnowError where there are no weights, a shard is missing, or a file is truncated or corrupt.
+    A packed matrix goes by the name of its weight. Raises WinnowError where there are no weights, a shard is missing,
+    a file is truncated or corrupt, or config.json does not say how packed matrices are to be read.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -50,28 +53,77 @@ class CheckpointReader:
             except (SafetensorError, OSError, ValueError) as error:
                 raise WinnowError(f"{path} is truncated or not a safetensors file ({error}): fetch it again") from error
             self._file |= dict.fromkeys(self._handles[path].keys(), path)
+        self._packed = self._packed_matrices()
+        hidden = {f"{module}.{part}" for module, scheme in self._packed.items() for part in packed.part_names(scheme)}
+        self._names = [name for name in self._file if name not in hidden]
+        self._names += [f"{module}.weight" for module in self._packed]
+
+    def _packed_matrices(self) -> dict[str, packed.Scheme]:
+        """The modules whose weight is packed, and how."""
+        ending = f".{packed.PACKED}"
+        modules = [name.removesuffix(ending) for name in self._file if name.endswith(ending)]
+        groups = packed.read_config_groups(read_config(self.folder)) if modules else []
+        found = {}
+        for module in modules:
+            scheme = next((scheme for pattern, scheme in groups if pattern.match(module)), None)
+            if scheme is None:
+                raise WinnowError(f"{self.folder}: config.json does not say how {module}{ending} is packed")
+            found[module] = scheme
+        return found
+
+    def scheme(self, name: str) -> packed.Scheme | None:
+        """How a tensor is packed; None where it is stored as it is."""
+        return self._packed.get(name.removesuffix(".weight"))
 
     def names(self) -> list[str]:
-        return list(self._file)
+        return list(self._names)
 
     def __contains__(self, name: str) -> bool:
-        return name in self._file
+        return name in self._file or self.scheme(name) is not None
 
     def file_of(self, name: str) -> Path:
+        """The file that holds it, or what is packed of it."""
+        return self._file_with(name if self.scheme(name) is None else f"{name}_packed")
+
+    def _file_with(self, stored: str) -> Path:
         try:
-            return self._file[name]
+            return self._file[stored]
         except KeyError:
-            raise WinnowError(f"{self.folder} has no tensor {name}: the checkpoint is incomplete") from None
+            raise WinnowError(f"{self.folder} has no tensor {stored}: the checkpoint is incomplete") from None
 
     def tensor(self, name: str) -> torch.Tensor:
-        """The tensor as stored; a view of the mapped file."""
-        return self._handles[self.file_of(name)].get_tensor(name)
+        """The tensor as stored, a view of the mapped file; a packed one dequantised, in the dtype of its scales."""
+        scheme = self.scheme(name)
+        return self._stored(name) if scheme is None else packed.unpacked(self._parts(name, scheme), scheme)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self._handles[self.file_of(name)].get_slice(name).get_shape())
+        """The shape of ``tensor(name)``. Raises WinnowError where the parts of a packed one do not fit together."""
+        scheme = self.scheme(name)
+        if scheme is None:
+            return tuple(self._handles[self._file_with(name)].get_slice(name).get_shape())
+        parts = self._parts(name, scheme)
+        outputs, inputs = parts[packed.SHAPE].tolist()
+        groups = 1 if scheme.group is None else inputs // scheme.group
+        if groups * (scheme.group or inputs) != inputs:
+            raise WinnowError(f"{self.folder}: {name} has {inputs} inputs, which are no groups of {scheme.group}")
+        for part, shape in packed.part_shapes(outputs, inputs, groups, scheme).items():
+            found = tuple(parts[part].shape)
+            if found != shape:
+                raise WinnowError(f"{self.folder}: the {part} of {name} has shape {found}, not {shape}")
+        return outputs, inputs
 
     def nbytes(self, name: str) -> int:
-        return self.tensor(name).nbytes
+        """What is stored of it: for a packed tensor all its parts."""
+        scheme = self.scheme(name)
+        stored = [self._stored(name)] if scheme is None else self._parts(name, scheme).values()
+        return sum(tensor.nbytes for tensor in stored)
+
+    def _stored(self, name: str) -> torch.Tensor:
+        return self._handles[self._file_with(name)].get_tensor(name)
+
+    def _parts(self, name: str, scheme: packed.Scheme) -> dict[str, torch.Tensor]:
+        module = name.removesuffix(".weight")
+        return {part: self._stored(f"{module}.{part}") for part in packed.part_names(scheme)}
 
 
 def _weight_files(folder: Path) -> list[Path]:
@@ -249,10 +301,11 @@ def padded(matrix: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
 
 
 def checkpoint_sizes(folder: Path) -> dict[str, int]:
-    """Sizes of a checkpoint as stored, plain or compact.
+    """Sizes of a checkpoint as stored: plain or compact, quantised or not.
 
     ``weight_bytes`` the weight files on disk, ``largest_shard_bytes`` the largest of them, ``parameters`` all
-    elements, ``expert_bytes`` and ``expert_parameters`` those of the routed experts. ``padding_bytes`` (not on
+    elements (a packed weight is one), ``expert_bytes`` and ``expert_parameters`` those of the routed experts (with the
+    scales and zero points of packed ones). ``padding_bytes`` (not on
     disk) what padding every expert to the widest of its layer adds in the stored dtype, as ``load_model`` does.
     """
     config, reader = read_config(folder), CheckpointReader(folder)

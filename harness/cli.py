@@ -3,6 +3,8 @@
 import logging
 import os
 import sys
+import tempfile
+from functools import cache
 from pathlib import Path
 from typing import NoReturn
 
@@ -29,6 +31,19 @@ log = logging.getLogger(__name__)
 OmegaConf.register_new_resolver("reference_model", model_path, replace=True)
 
 
+@cache
+def _scratch() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="winnow-dry-run-")
+
+
+def logs_folder(output_dir: str, dry_run: bool) -> str:
+    """Where Hydra's own files go: a dry run leaves none."""
+    return _scratch().name if dry_run else f"{output_dir}/logs"
+
+
+OmegaConf.register_new_resolver("logs_folder", logs_folder, replace=True)
+
+
 @hydra.main(version_base="1.3", config_path="pkg://conf", config_name="config")
 def run(config: DictConfig) -> None:
     """One job of Hydra's: one cell."""
@@ -36,6 +51,14 @@ def run(config: DictConfig) -> None:
 
     logging.captureWarnings(True)
     job = HydraConfig.get()
+    if config.dry_run:
+        from harness.dry_run import show
+
+        try:
+            show(config, in_sweep=job.mode == RunMode.MULTIRUN)
+        except Exception as error:
+            fail(error)
+        return
     if job.mode == RunMode.RUN:
         explicit = any(override.startswith("output_dir=") for override in job.overrides.task)
         try:

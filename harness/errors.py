@@ -6,3 +6,7 @@ class WinnowError(Exception):
 
     The command line prints it without a traceback and exits with status 2.
     """
+
+
+class BrokenModel(WinnowError):
+    """The model's numbers are not finite, so a task cannot score it; its record says so and keeps the other tasks."""

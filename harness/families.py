@@ -12,6 +12,7 @@ from typing import Any
 
 from harness.errors import WinnowError
 from harness.expert_tensors import ExpertTensor, separate
+from harness.statistics import MoeShape
 
 
 @dataclass(frozen=True)
@@ -109,9 +110,18 @@ class Family:
         chosen_groups = min(int(config.get(self.topk_group_key) or groups), groups)
         return groups * max(self.judged_by, -(-self.top_k(config) // chosen_groups))
 
+    def shape(self, config: Mapping[str, Any]) -> MoeShape:
+        width = _one_number(config, self.width_key)
+        return MoeShape(len(self.moe_layers(config)), width, self.fewest_rows(config), self.stacks_experts)
+
     def with_num_experts(self, config: Mapping[str, Any], count: int) -> dict[str, Any]:
         """The config with every key for the number of experts set to ``count``."""
         return {key: count if key in self.num_experts_keys else value for key, value in config.items()}
+
+    def with_top_k(self, config: Mapping[str, Any], top_k: int) -> dict[str, Any]:
+        """The config of a model that chooses ``top_k`` experts a token."""
+        before = config[self.top_k_key]
+        return {**config, self.top_k_key: [top_k] * len(before) if isinstance(before, list) else top_k}
 
     def with_width(self, config: Mapping[str, Any], width: int) -> dict[str, Any] | None:
         """The config with routed experts of ``width`` channels and shared experts as they were; None if it has no such.

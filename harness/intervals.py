@@ -4,6 +4,7 @@ Every function gives ``(low, high)`` and is deterministic: the resamples come fr
 """
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from statistics import NormalDist
 
 import numpy as np
@@ -31,9 +32,12 @@ def wilson(successes: float, n: int, confidence: float = CONFIDENCE) -> Interval
     return min(max(0.0, centre - half), share), max(min(1.0, centre + half), share)
 
 
+@lru_cache(maxsize=4)  # a task asks for the same resamples again and again
 def _resample_counts(n: int, seed: int, resamples: int) -> NDArray[np.float64]:
     """How often each of ``n`` items is drawn in each resample with replacement, shape [resamples, n]."""
-    return np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples).astype(np.float64)
+    counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples).astype(np.float64)
+    counts.flags.writeable = False
+    return counts
 
 
 def _percentiles(statistics: NDArray[np.float64], confidence: float) -> Interval:
@@ -55,6 +59,15 @@ def bootstrap_mean(
     vector = _vector(values)
     means = _resample_counts(vector.size, seed, resamples) @ vector / vector.size
     return _percentiles(means, confidence)
+
+
+def bootstrap_median(
+    values: ArrayLike, seed: int = 0, confidence: float = CONFIDENCE, resamples: int = RESAMPLES
+) -> Interval:
+    """Percentile bootstrap interval of the median of ``values`` [n]; ValueError if empty."""
+    vector = _vector(values)
+    drawn = np.random.default_rng(seed).integers(vector.size, size=(resamples, vector.size))
+    return _percentiles(np.median(vector[drawn], axis=1), confidence)
 
 
 def _log_perplexities(nll: ArrayLike, tokens: ArrayLike, seed: int, resamples: int) -> NDArray[np.float64]:

@@ -1,13 +1,21 @@
 """Load any supported checkpoint, plain or compact, local or from the hub, into a transformers model."""
 
+import errno
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub import constants, hf_hub_download, snapshot_download
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+)
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.core_model_loading import MergeModulelist
@@ -15,34 +23,77 @@ from transformers.core_model_loading import MergeModulelist
 from harness.checkpoint import LayerLayout, check_checkpoint, layer_layouts, padded
 from harness.errors import WinnowError
 from harness.families import Family, family_of, read_config
+from harness.quantize import served_folder
+from harness.skipping import install as install_skipping
+from harness.skipping import read_betas
 
 _NEEDED = ["*.json", "*.safetensors", "*.txt", "*.model", "*.tiktoken", "*.jinja", "LICENSE*", "NOTICE*"]
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "*.model", "*.tiktoken")
 
 
+class HubOutOfReach(WinnowError):
+    """There is no network, or HF_HUB_OFFLINE is set, and what is asked for is not in the hub's cache."""
+
+
 def resolve_checkpoint(path_or_hub_id: str | Path) -> Path:
     """The local folder of a checkpoint; one of the hub is fetched (or found in its cache) first.
 
-    Raises WinnowError where there is no such folder and the hub has no such model or cannot be reached.
+    Raises WinnowError where there is no such folder and the hub has no such model, does not give it to this user or
+    cannot be reached (``HubOutOfReach``), and where the disk is full.
     """
+    folder = local_folder(path_or_hub_id)
+    if folder is not None:
+        return folder
+    with _hub_errors(str(path_or_hub_id)):
+        return Path(snapshot_download(str(path_or_hub_id), allow_patterns=_NEEDED))
+
+
+def fetch_config(hub_id: str) -> dict[str, Any]:
+    """The config.json of a hub model, and nothing else of it. Raises WinnowError as ``resolve_checkpoint`` does."""
+    with _hub_errors(hub_id):
+        return read_config(Path(hf_hub_download(hub_id, "config.json")).parent)
+
+
+def local_folder(path_or_hub_id: str | Path) -> Path | None:
+    """The folder of that name, None for what can only be the name of a hub model. Raises WinnowError for neither."""
     folder = Path(path_or_hub_id).expanduser()
     if folder.is_dir():
         return folder
     name = str(path_or_hub_id)
     if isinstance(path_or_hub_id, Path) or folder.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise WinnowError(f"no model at {name}: there is no such folder")
+    return None
+
+
+@contextmanager
+def _hub_errors(name: str) -> Iterator[None]:
+    """What the hub's client raises while it fetches the model ``name``, as a WinnowError that says what to do."""
+    model = f"model '{name}'"
     try:
-        return Path(snapshot_download(name, allow_patterns=_NEEDED))
+        yield
+    except WinnowError:
+        raise
+    except GatedRepoError as error:
+        page = f"{constants.ENDPOINT}/{name}"
+        raise WinnowError(f"{model} is gated: accept its terms at {page}, then log in with `hf auth login`") from error
     except RepositoryNotFoundError as error:
-        advice = "check its name; a private or gated model needs `hf auth login`"
-        raise WinnowError(f"model '{name}' is neither a local folder nor on the hub: {advice}") from error
+        advice = "check its name; a private model needs `hf auth login`"
+        raise WinnowError(f"{model} is neither a local folder nor on the hub: {advice}") from error
     except HFValidationError as error:
-        raise WinnowError(f"model '{name}' is neither a local folder nor a name on the hub") from error
-    except LocalEntryNotFoundError as error:
-        advice = "give a local folder, or fetch it where there is a network and HF_HUB_OFFLINE is not set"
-        raise WinnowError(f"model '{name}' is not a local folder and the hub is out of reach: {advice}") from error
+        raise WinnowError(f"{model} is neither a local folder nor a name on the hub") from error
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
+        advice = (
+            f"where there is a network (and HF_HUB_OFFLINE is not set), run `hf download {name} --local-dir DIR`, and "
+            "give model.path=DIR here; data sets are fetched with `winnow-data stage`"
+        )
+        raise HubOutOfReach(f"{model} is not a local folder and the hub is out of reach: {advice}") from error
+    except EntryNotFoundError as error:
+        raise WinnowError(f"{model} has no config.json on the hub: it is not a transformers checkpoint") from error
     except Exception as error:  # the hub's client passes on whatever its HTTP library and the disk raise
-        raise WinnowError(f"model '{name}' cannot be fetched: {_first_line(error)}") from error
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+            advice = f"free some in {constants.HF_HUB_CACHE}, or set HF_HUB_CACHE to a folder on a larger disk"
+            raise WinnowError(f"no space left to fetch {model}: {advice}, and run again: it goes on") from error
+        raise WinnowError(f"{model} cannot be fetched: {_first_line(error)}") from error
 
 
 def load_model(
@@ -53,6 +104,8 @@ def load_model(
 ) -> PreTrainedModel:
     """The model, in evaluation mode, every parameter read from the checkpoint; experts of a ragged layer are padded.
 
+    Quantised weights are dequantised (``harness.quantize.served_folder``), at the size of unquantised ones. Where
+    config.json says so, tokens skip experts (``harness.skipping``).
     ``dtype`` "auto" is that of the checkpoint. ``device`` is one device, or a device map of transformers
     ("auto" spreads the layers). ``experts_implementation`` as in transformers ("eager", "batched_mm",
     "grouped_mm"); None takes its default, or "eager" where the default cannot run with the stored widths.
@@ -64,15 +117,19 @@ def load_model(
     config = read_config(folder)
     family = family_of(config)
     check_checkpoint(folder, family, config)
-    layouts = layer_layouts(config, family)
+    layouts, betas = layer_layouts(config, family), read_betas(config)
     options: dict[str, Any] = {"dtype": dtype, "output_loading_info": True, "local_files_only": True}
     if device != "cpu":
         options["device_map"] = device
     if experts_implementation is not None:
         options["experts_implementation"] = experts_implementation
     try:
-        with _layers_built_as_stored(family, layouts), _experts_padded_where_ragged(layouts):
-            loaded: Any = AutoModelForCausalLM.from_pretrained(folder, **options)
+        with (
+            served_folder(folder) as stored,
+            _layers_built_as_stored(family, layouts),
+            _experts_padded_where_ragged(layouts),
+        ):
+            loaded: Any = AutoModelForCausalLM.from_pretrained(stored, **options)
     except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
         raise WinnowError(f"cannot load the model {folder}: {_first_line(error)}") from error
     model, report = loaded
@@ -84,6 +141,7 @@ def load_model(
         if not layout.is_direct:
             block = model.get_submodule(family.block.format(layer=layer))
             _install_route(block.get_submodule(family.experts), layout.route)
+    install_skipping(model, family, betas)
     if not _grouped_mm_runs(model.dtype, layouts) and model.config._experts_implementation == "grouped_mm":
         if experts_implementation is not None:
             raise WinnowError(

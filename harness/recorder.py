@@ -19,11 +19,15 @@ from transformers.integrations.moe import _grouped_linear
 
 from harness.calibration_coverage import NAMES as COVERAGE
 from harness.calibration_coverage import CoverageSums, RoutedPairs
+from harness.calibration_samples import SampledTokens
 from harness.errors import WinnowError
 from harness.families import Family
+from harness.statistics import SAMPLED
 
 # Tokens that one expert sees at once where every expert sees every token: bounds the memory of that pass.
 _CHUNK = 4096
+# The same where the outputs of all experts are held at once.
+_SAMPLE_CHUNK = 16
 _VECTORS = (
     "gate_sum",
     "router_probability_sum",
@@ -59,19 +63,22 @@ class LayerRecorder:
     """The running sums of one MoE layer with E experts over the batches seen so far.
 
     ``usage`` is (sources, E): routed tokens. ``sums`` holds what ``statistics`` asks for, by name;
-    ``hidden_sum`` (E, I) is the sum over all tokens of every expert's activations before its down projection.
+    ``hidden_sum`` (E, I) is the sum over all tokens of every expert's activations before its down projection;
+    ``pass_tokens`` are those of the whole pass, over which ``samples`` are spread.
     """
 
     layer: int
     experts: Any  # the block's experts module, of transformers' fused layout
     statistics: frozenset[str]
     num_sources: int
+    pass_tokens: int = 0
     tokens: int = 0
     layout: BatchLayout | None = None
     sums: dict[str, Tensor] = field(default_factory=dict)
     usage: Tensor = field(init=False)
     hidden_sum: Tensor | None = None
     coverage: CoverageSums | None = None
+    samples: SampledTokens | None = None
 
     def __post_init__(self) -> None:
         self.num_experts = int(self.experts.num_experts)
@@ -85,6 +92,8 @@ class LayerRecorder:
         if self.statistics & COVERAGE:
             self.coverage = CoverageSums(self.experts, self.statistics & COVERAGE)
             self.sums |= self.coverage.sums  # the same tensors: they are added to in place
+        if self.statistics & SAMPLED:
+            self.samples = SampledTokens(self.experts, self.pass_tokens)
         # Not statistics: they turn NaN or infinite where anything that the layer computes does.
         self.sums["router logits"] = torch.zeros((), dtype=torch.float64, device=self.device)
         self.sums["expert outputs"] = torch.zeros((), dtype=torch.float64, device=self.device)
@@ -94,8 +103,15 @@ class LayerRecorder:
             layout.real.to(self.device), layout.documents, layout.source.to(self.device), layout.tokens
         )
         self.tokens += layout.tokens
+        if self.samples is not None:
+            self.samples.start_batch(self.layout.real)
 
     # -- router ----------------------------------------------------------------------------------------------
+
+    def add_inputs(self, hidden: Tensor) -> None:
+        """``hidden`` (..., H): what the router is given."""
+        if self.samples is not None and "sampled_inputs" in self.statistics:
+            self.samples.add_inputs(hidden)
 
     def add_routing(self, logits: Tensor, gates: Tensor, indices: Tensor) -> None:
         """``logits`` (N, E) raw; ``gates`` and ``indices`` (N, k) of the selected experts."""
@@ -156,6 +172,9 @@ class LayerRecorder:
         self._add_outputs(expert, layout.source[token], gate, output)
         if "output_mean" in self.statistics:
             self._add_all_activations(hidden[layout.real] if layout.padded else hidden)
+        if self.samples is not None and len(self.samples.positions) and "sampled_output_gram" in self.statistics:
+            for chunk in hidden[self.samples.positions].split(_SAMPLE_CHUNK):
+                self.samples.add_outputs(_outputs_of_all(experts, chunk))
         weighted = output.mul_(gate.unsqueeze(1)) if gate.dtype == output.dtype else output * gate.unsqueeze(1)
         unsorted = weighted.new_zeros(positions * top_k, weighted.shape[1])
         unsorted[order] = weighted
@@ -219,6 +238,8 @@ class LayerRecorder:
     def arrays(self) -> dict[str, np.ndarray]:
         """The statistics of the layer, float64, as ``harness.statistics.STATISTICS`` describes them."""
         result = {name: self.sums[name].cpu().numpy() for name in self.statistics & self.sums.keys()}
+        if self.samples is not None:
+            result |= self.samples.arrays()
         result["frequency"] = self.usage.sum(0).double().cpu().numpy()
         if "router_document_distance" in result:
             distance = result["router_document_distance"] / self.tokens
@@ -270,20 +291,35 @@ def _down(experts: Any, activations: Tensor, ends: Tensor, rows: Tensor) -> Tens
     return _grouped_linear(activations, experts.down_proj, ends, bias, experts.is_transposed)
 
 
+def _outputs_of_all(experts: Any, x: Tensor) -> Tensor:
+    """(E, n, H): the output of every expert for every row of ``x`` (n, H), n > 0."""
+    count = int(experts.num_experts)
+    rows = torch.arange(count, device=x.device).repeat_interleave(len(x))
+    ends = torch.arange(1, count + 1, dtype=torch.int32, device=x.device) * len(x)
+    output = _down(experts, _activations(experts, x.repeat(count, 1), ends, rows), ends, rows)
+    return output.view(count, len(x), -1)
+
+
 @contextmanager
 def recording(
-    model: PreTrainedModel, family: Family, layers: list[int], statistics: frozenset[str], num_sources: int
+    model: PreTrainedModel,
+    family: Family,
+    layers: list[int],
+    statistics: frozenset[str],
+    num_sources: int,
+    tokens: int = 0,
 ) -> Iterator[list[LayerRecorder]]:
     """Recorders on the MoE blocks of ``layers``; the model is as it was when the context ends.
 
-    Whoever drives the layers calls ``start_batch`` of each recorder before every batch.
+    Whoever drives the layers calls ``start_batch`` of each recorder before every batch, with ``tokens`` in all (which
+    only the sampled statistics need to know).
     """
     with ExitStack() as stack:
         recorders = []
         for layer in layers:
             block = model.get_submodule(family.block.format(layer=layer))
             experts = block.get_submodule(family.experts)
-            recorder = LayerRecorder(layer, experts, statistics, num_sources)
+            recorder = LayerRecorder(layer, experts, statistics, num_sources, tokens)
             recorders.append(recorder)
             router = block.get_submodule(family.router)
             stack.callback(router.register_forward_hook(partial(_route, recorder, family.router_output)).remove)
@@ -303,6 +339,7 @@ def _restore_forward(experts: nn.Module, own: Any) -> None:
 
 def _route(recorder: LayerRecorder, names: tuple[str, ...], module: nn.Module, args: Any, output: Any) -> None:
     named = dict(zip(names, output, strict=True))
+    recorder.add_inputs(args[0])
     recorder.add_routing(named["logits"], named["gates"], named["indices"])
 
 

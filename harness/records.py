@@ -4,6 +4,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 RECORD_VERSION = 1
+# What a cell may do besides its method, each told by a word in its description: "iterative-4", "int4-sym".
+STAGES = ("schedule", "skip", "quantize")
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,8 @@ class Sample:
     """The outcome of one item: the same ``item`` names the same question in every cell, so cells can be paired.
 
     ``score`` is what is averaged (1.0 for right, 0.0 for wrong, or a share); for perplexity it is the negative
-    log-likelihood in nats and ``weight`` the number of tokens.
+    log-likelihood in nats and ``weight`` the number of tokens. ``output`` is what the model wrote after ``prompt``, as
+    the backend was given it; both are empty where nothing was written.
     """
 
     task: str
@@ -39,6 +42,7 @@ class Sample:
     domain: str = ""
     output: str = ""
     detail: dict[str, Any] = field(default_factory=dict)
+    prompt: str = ""
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,9 @@ class Record:
 
     ``cell`` holds id, model, method, ratio, calibration, seed, suite and backend; ``sizes`` bytes and parameters;
     ``timings`` seconds by stage; ``engine`` what the backend tells of itself, such as its version;
-    ``expert_usage`` routed-token counts: source -> layer -> one count per expert.
+    ``expert_usage`` routed-token counts: source -> layer -> one count per expert; ``broken`` task -> why it could not
+    score the model, where the model's numbers are not finite; ``contamination`` task -> how many of its items the
+    calibration corpus holds (see ``harness/contamination.py``).
     """
 
     cell: dict[str, Any]
@@ -60,7 +66,16 @@ class Record:
     plan: dict[str, Any] = field(default_factory=dict)
     expert_usage: dict[str, dict[str, list[int]]] = field(default_factory=dict)
     engine: dict[str, Any] = field(default_factory=dict)
+    broken: dict[str, str] = field(default_factory=dict)
+    contamination: dict[str, dict[str, int]] = field(default_factory=dict)
     version: int = RECORD_VERSION
+
+    def stages(self) -> list[str]:
+        """What was done besides the method, in words."""
+        return [str(self.cell[stage]) for stage in STAGES if self.cell.get(stage)]
+
+    def is_uncompressed(self) -> bool:
+        return self.cell["method"] == "none" and not self.stages()
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

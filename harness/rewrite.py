@@ -1,26 +1,16 @@
 """Apply a CompressionPlan to a checkpoint folder, shard by shard, without ever holding the model."""
 
-import errno
 import json
 import math
-import os
-import shutil
-import socket
-from collections.abc import Callable, Hashable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
-from tqdm import tqdm
 
 from harness.checkpoint import (
-    INDEX,
     SECTION,
-    WEIGHTS,
     CheckpointReader,
     LayerLayout,
     check_checkpoint,
@@ -30,6 +20,7 @@ from harness.checkpoint import (
     router_biases,
     widened,
 )
+from harness.checkpoint_writer import Output, copy_companions, write_shards, written_atomically
 from harness.errors import WinnowError
 from harness.expert_tensors import ExpertTensor
 from harness.families import Family, family_of, read_config
@@ -37,10 +28,6 @@ from harness.families import Family, family_of, read_config
 if TYPE_CHECKING:
     from methods.plan import CompressionPlan, LayerPlan, NewExpert
 
-COPIED = (
-    "generation_config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*",
-    "merges.txt", "*.model", "*.tiktoken", "chat_template*", "LICENSE*", "NOTICE*",
-)  # fmt: skip
 _SUM_DTYPE = {
     torch.float64: torch.float64,
     torch.float32: torch.float64,
@@ -72,21 +59,13 @@ class _RouterNeeds:
     fewest: int
 
 
-@dataclass(frozen=True)
-class _Output:
-    """One tensor to write. Two of the same ``content`` in a shard are made once."""
-
-    name: str
-    content: Hashable
-    make: Callable[[], torch.Tensor]
-
-
 def apply_plan(
     source: Path,
     plan: "CompressionPlan",
     target: Path,
     layout: Literal["compact", "expanded"] = "compact",
     progress: bool = True,
+    lower_top_k: bool = False,
 ) -> dict[str, Any]:
     """Write ``source`` compressed by ``plan`` to the folder ``target``.
 
@@ -96,6 +75,9 @@ def apply_plan(
     stacks the experts of a layer in one tensor, they are padded to the widest of the layer in any layout. A source
     alone with weight 1 is copied bit by bit; sums are computed in float32 (float64 where the tensors are stored in
     float32) and rounded once to the stored dtype.
+
+    With ``lower_top_k`` a layer may keep fewer router rows than the model chooses a token, which then chooses as many
+    as every layer has; otherwise such a plan is refused.
 
     Holds what is new in one shard and one matrix in the making; what is only copied stays on disk. ``target``
     appears when it is complete; an existing checkpoint there is replaced. A folder that a killed process left
@@ -119,15 +101,17 @@ def apply_plan(
     check_checkpoint(source, family, config)
     reader = CheckpointReader(source)
     old = layer_layouts(config, family)
-    layers = _stored_layers(plan, old, _router_needs(family, config), family.stacks_experts, layout == "expanded")
-    new_config = _new_config(config, family, layers, layout == "expanded")
+    needs = _router_needs(family, family.with_top_k(config, 1) if lower_top_k else config)
+    layers = _stored_layers(plan, old, needs, family.stacks_experts, layout == "expanded")
+    rows = min(stored.layout.rows for stored in layers.values())
+    chosen = config if rows >= family.top_k(config) else family.with_top_k(config, rows)
+    new_config = _new_config(chosen, family, layers, layout == "expanded")
     shards = _outputs_by_shard(reader, family, old, layers)
-    with _written_atomically(target) as folder:
+    with written_atomically(target) as folder:
         (folder / "config.json").write_text(json.dumps(new_config, indent=2) + "\n")
         (folder / "plan.json").write_text(json.dumps(plan.to_json()) + "\n")
-        for path in sorted({path for pattern in COPIED for path in source.glob(pattern) if path.is_file()}):
-            shutil.copyfile(path, folder / path.name)
-        _write_shards(folder, shards, progress)
+        copy_companions(source, folder)
+        write_shards(folder, shards, progress)
         sizes = checkpoint_sizes(folder)
     before = {f"{key}_before": value for key, value in checkpoint_sizes(source).items()}
     return {"layout": "compact" if SECTION in new_config else "plain", **sizes, **before}
@@ -246,9 +230,9 @@ def _outputs_by_shard(
     family: Family,
     old: Mapping[int, LayerLayout],
     layers: Mapping[int, _StoredLayer],
-) -> list[list[_Output]]:
+) -> list[list[Output]]:
     """What every output shard will hold: a tensor stays in the shard that it, or its home expert, was in."""
-    shards: dict[Path, list[_Output]] = {path: [] for path in reader.files}
+    shards: dict[Path, list[Output]] = {path: [] for path in reader.files}
     replaced: set[str] = set()
 
     def selection(name: str, axis: int, rows: tuple[int, ...]) -> Callable[[], torch.Tensor]:
@@ -265,28 +249,28 @@ def _outputs_by_shard(
     def same(name: str) -> Callable[[], torch.Tensor]:
         return lambda: reader.tensor(name)
 
-    def add(output: _Output, home: str) -> None:
+    def add(output: Output, home: str) -> None:
         shards[reader.file_of(home)].append(output)
 
     for layer, stored in layers.items():
         matrices = [(template.format(layer=layer), 0) for template in family.router_tensors]
         for name, axis in [*matrices, *((name, -1) for name in router_biases(reader, family, layer))]:
             replaced.add(name)
-            add(_Output(name, name, selection(name, axis, stored.rows)), name)
+            add(Output(name, name, selection(name, axis, stored.rows)), name)
         for place, tensor in enumerate(family.expert_tensors):
             old_names = tensor.names(layer, old[layer].experts)
             replaced.update(old_names)
             sized = list(zip(stored.experts, stored.layout.widths, strict=True))
             parts = [new_part(layer, tensor, expert, width) for expert, width in sized]
             if tensor.is_stacked:
-                add(_Output(old_names[0], old_names[0], _stacked(parts)), old_names[0])
+                add(Output(old_names[0], old_names[0], _stacked(parts)), old_names[0])
                 continue
             names = tensor.names(layer, len(parts))
             for name, (expert, _), home, part in zip(names, sized, stored.homes, parts, strict=True):
-                add(_Output(name, (layer, place, expert), part), old_names[home])
+                add(Output(name, (layer, place, expert), part), old_names[home])
     for name in reader.names():
         if name not in replaced:
-            shards[reader.file_of(name)].append(_Output(name, name, same(name)))
+            shards[reader.file_of(name)].append(Output(name, name, same(name)))
     return [outputs for outputs in shards.values() if outputs]
 
 
@@ -330,86 +314,3 @@ def _part(
     for source in expert.sources:
         total.add_(arranged(source.expert, source.permutation).to(total.dtype), alpha=source.weight)
     return total.to(stored_dtype)
-
-
-def _write_shards(folder: Path, shards: list[list[_Output]], progress: bool) -> None:
-    names = [WEIGHTS]
-    if len(shards) > 1:
-        names = [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
-    weight_map: dict[str, str] = {}
-    total_bytes = total_parameters = 0
-    outputs = sum(map(len, shards))
-    with tqdm(total=outputs, desc="writing checkpoint", unit="tensor", disable=not progress) as bar:
-        for file_name, shard in zip(names, shards, strict=True):
-            tensors: dict[str, torch.Tensor] = {}
-            made: dict[Hashable, torch.Tensor] = {}
-            for output in shard:
-                if output.content in made:  # safetensors refuses two names for one storage
-                    tensors[output.name] = made[output.content].clone()
-                else:
-                    tensors[output.name] = made[output.content] = output.make().contiguous()
-                bar.update()
-            save_file(tensors, folder / file_name, metadata={"format": "pt"})
-            shutil.copymode(folder / "config.json", folder / file_name)  # save_file lets only the owner read
-            weight_map |= dict.fromkeys(tensors, file_name)
-            total_bytes += sum(tensor.nbytes for tensor in tensors.values())
-            total_parameters += sum(tensor.numel() for tensor in tensors.values())
-    if len(shards) > 1:
-        metadata = {"total_parameters": total_parameters, "total_size": total_bytes}
-        index = {"metadata": metadata, "weight_map": dict(sorted(weight_map.items()))}
-        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
-
-
-@contextmanager
-def _written_atomically(target: Path) -> Iterator[Path]:
-    """An empty folder beside ``target`` that takes its place on success and is removed on any error."""
-    target = target.absolute()
-    if target.exists() and not (target / "config.json").is_file() and not _is_empty_folder(target):
-        raise WinnowError(f"{target} exists and is not a checkpoint: remove it or choose another folder")
-    own = f"{socket.gethostname()}-{os.getpid()}"
-    partial, replaced = (target.with_name(f".{target.name}.{own}.{end}") for end in ("partial", "replaced"))
-    try:
-        _remove_leftovers(target)
-        partial.mkdir(parents=True)
-        yield partial
-        if target.exists():
-            target.rename(replaced)
-        try:
-            partial.rename(target)
-        except OSError:
-            if replaced.exists():
-                replaced.rename(target)
-            raise
-        shutil.rmtree(replaced, ignore_errors=True)
-    except (OSError, SafetensorError) as error:
-        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "os error 28" in str(error):
-            advice = f"no space left for {target}: free some or choose another folder; nothing was written"
-            raise WinnowError(advice) from error
-        raise WinnowError(f"cannot write {target} ({error}): choose a folder that can be written") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def _is_empty_folder(path: Path) -> bool:
-    return path.is_dir() and not any(path.iterdir())
-
-
-def _remove_leftovers(target: Path) -> None:
-    """Remove what killed processes of this machine left half-written beside ``target``."""
-    prefix = f".{target.name}.{socket.gethostname()}-"
-    for path in target.parent.glob(f"{prefix}*"):
-        pid, _, end = path.name.removeprefix(prefix).partition(".")
-        if end in ("partial", "replaced") and pid.isdigit() and not _runs_elsewhere(int(pid)):
-            shutil.rmtree(path, ignore_errors=True)
-
-
-def _runs_elsewhere(pid: int) -> bool:
-    if pid == os.getpid():
-        return False
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

@@ -1,14 +1,31 @@
 """Runs generated code, which is taken to be hostile, and gives back what its function returned.
 
 One program is one process, forked for it from a clean interpreter with an empty environment and gone after it.
-Before the program is seen, ``sandbox_child`` gives up what it can: another user, namespaces (processes, network,
-mounts, IPC), Landlock (reads the standard library, writes a scratch folder), a seccomp filter (no sockets, no new
-processes or threads, no signals, no mounts), resource limits, and an audit hook. What a system lacks is left
-out, and ``capabilities`` says so; where neither namespaces nor seccomp are to be had, only the audit hook
-stands between the program and the network.
+Before the program is seen, ``sandbox_child`` gives up what it can, in layers that each hold without the others:
 
-The program never sees what is expected of it: it hands back values, which the caller compares with ``same``.
-Forging a verdict therefore gains nothing.
+==================  =================================================================================================
+another user        root becomes nobody; others lose the capabilities of their user namespace
+namespaces          processes, network, mounts and IPC of its own; its processes end with it; files in 4 MiB of memory
+Landlock            reads Python's and the system's libraries, writes the scratch folder, opens nothing else; on new
+                    kernels no TCP, no signals and no abstract sockets either
+seccomp             no sockets, processes, threads, signals to others, mounts, ownership, tracing, shared memory, or
+                    calls that are newer than its list
+resource limits     CPU and wall time, memory, size of files, open files, no processes, no core dumps
+audit hook          the interpreter itself refuses the same; not proof alone, the layer for systems without the others
+==================  =================================================================================================
+
+The keeper, a process that runs no untrusted code, kills what is left at the end or at the deadline. What comes back is
+JSON of bounded size, read here without trust: what has another form, or would take long to rebuild, is "crashed".
+
+The program never sees what is expected of it: it hands back values, which the caller compares with ``same``. Forging a
+verdict therefore gains nothing. (Tests that are statements are an exception: see ``tasks.benchmark_tests``.)
+
+What it does not do. A layer that a system lacks is left out, and ``capabilities`` says so: without Landlock all that
+the user (as root: nobody) may read can be read by system calls; with neither namespaces nor seccomp only the audit hook
+stands between the program and the network; without a mount namespace many small files may fill the disk until time is
+up; macOS has the resource limits and the audit hook alone. It does not hide that a path exists, the host's name, or the
+kernel's version. It does not protect from faults of the kernel, nor from what can be learnt from timing: a virtual
+machine does. On Windows it does not run.
 """
 
 import contextlib
@@ -37,6 +54,7 @@ from harness.sandbox_child import TIMED_OUT, decode, encode
 CHILD = Path(__file__).with_name("sandbox_child.py")
 GRACE_SECONDS = 10.0
 KNOWN_PROGRAMS = 20_000  # outcomes remembered
+KNOWN_INPUTS = 32  # of programs with at most as many inputs
 # The hash seed makes the order of sets the same in every run; nothing of our environment goes along.
 ENVIRONMENT = {"PYTHONHASHSEED": "0"}
 
@@ -228,7 +246,7 @@ def run_function(
 ) -> Outcome:
     """Run ``source`` and call its ``entry_point`` once for each list of arguments in ``inputs``.
 
-    Arguments and values may be built from None, bool, int, float, str, list, tuple, dict, set and frozenset;
+    Arguments and values may be built from None, bool, int, float, complex, str, list, tuple, dict, set and frozenset;
     a value of any other type (subclasses too) comes back as ``Failed``. Raises WinnowError where processes
     cannot be forked, TypeError for an argument of another type.
     """
@@ -241,13 +259,17 @@ def run_function(
 def run_many(programs: Sequence[Program], limits: Limits | None = None, progress: str = "") -> list[Outcome]:
     """``run_function`` for each program, in order, as many at a time as there are processors to use.
 
-    A program that this process has run before under the same limits, and that ended by itself, is not run again:
-    compressed models often write what the others wrote. Raises WinnowError where the sandbox does not work, rather
-    than count every program as wrong.
+    A program with few inputs that this process has run before under the same limits, and that ended by itself, is not
+    run again: compressed models often write what the others wrote. Raises WinnowError where the sandbox does not work,
+    rather than count every program as wrong.
     """
     capabilities()
     limits = limits or Limits()
-    keys = [(limits, program.source, program.entry_point, repr(program.inputs)) for program in programs]
+    small = [len(program.inputs) <= KNOWN_INPUTS for program in programs]
+    keys = [
+        (limits, program.source, program.entry_point, repr(program.inputs) if known else place)
+        for place, (program, known) in enumerate(zip(programs, small, strict=True))
+    ]
     new = {key: program for key, program in zip(keys, programs, strict=True) if key not in _known}
     found = {key: _known[key] for key in keys if key in _known}
     workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -256,11 +278,12 @@ def run_many(programs: Sequence[Program], limits: Limits | None = None, progress
         found |= zip(new, progress_bar(progress, len(new), outcomes), strict=True)
     if len(_known) > KNOWN_PROGRAMS:
         _known.clear()
-    _known.update({key: found[key] for key in new if found[key].status in ("ok", "error")})
+    ended = (key for key, known in zip(keys, small, strict=True) if known and found[key].status in ("ok", "error"))
+    _known.update({key: found[key] for key in ended})
     return [found[key] for key in keys]
 
 
-_known: dict[tuple[Limits, str, str, str], Outcome] = {}
+_known: dict[tuple[Limits, str, str, str | int], Outcome] = {}
 
 
 @cache

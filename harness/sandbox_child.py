@@ -45,6 +45,7 @@ SYSCALLS = {
     # memory that outlives the process or escapes its limit
     "shmget": (29, 194), "shmat": (30, 196), "shmctl": (31, 195), "msgget": (68, 186), "msgsnd": (69, 189),
     "msgrcv": (70, 188), "semget": (64, 190), "semop": (65, 193), "semctl": (66, 191),
+    "semtimedop": (220, 192), "msgctl": (71, 187), "mq_unlink": (241, 181),
     "mq_open": (240, 180), "memfd_create": (319, 279), "memfd_secret": (447, 447),
     # mounts and namespaces
     "mount": (165, 40), "umount2": (166, 39), "pivot_root": (155, 41), "chroot": (161, 51),
@@ -66,13 +67,19 @@ SYSCALLS = {
     "delete_module": (176, 106), "kexec_load": (246, 104), "kexec_file_load": (320, 294),
     "reboot": (169, 142), "settimeofday": (164, 170), "clock_settime": (227, 112), "adjtimex": (159, 171),
     "clock_adjtime": (305, 266), "sethostname": (170, 161), "setdomainname": (171, 162),
-    "swapon": (167, 224), "swapoff": (168, 225), "personality": (135, 92),
+    "swapon": (167, 224), "swapoff": (168, 225), "personality": (135, 92), "syslog": (103, 116),
+    "iopl": (172, -1), "ioperm": (173, -1), "modify_ldt": (154, -1), "vhangup": (153, 58), "kcmp": (312, 272),
+    "migrate_pages": (256, 238), "move_pages": (279, 239),
 }  # fmt: skip
+# Calls that are newer than these lists (the same numbers on every machine) are refused too.
+FIRST_UNKNOWN = 462
+# Most of fcntl is harmless; F_SETOWN, F_SETSIG and F_SETOWN_EX have the kernel send any signal to any process.
+FCNTL, FCNTL_REFUSED = (72, 25), (8, 10, 15)
 AUDIT_ARCHES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
 
 
 def encode(value: Any) -> Any:
-    """JSON that keeps tuples, sets and keys that are no strings. Raises TypeError for other types.
+    """JSON that keeps tuples, sets, complex numbers and keys that are no strings. Raises TypeError for other types.
 
     Types are compared exactly, so a subclass with its own ``__eq__`` or ``__repr__`` is never called.
     """
@@ -81,6 +88,8 @@ def encode(value: Any) -> Any:
         return value
     if kind is list:
         return [encode(item) for item in value]
+    if kind is complex:
+        return {"complex": [value.real, value.imag]}
     if kind is dict:
         return {"dict": [[encode(key), encode(item)] for key, item in value.items()]}
     if kind in (tuple, set, frozenset):
@@ -95,9 +104,19 @@ def decode(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
     ((kind, items),) = value.items()
+    if kind == "complex":
+        return complex(*items)
     if kind == "dict":
-        return {decode(key): decode(item) for key, item in items}
-    return {"tuple": tuple, "set": set, "frozenset": frozenset}[kind](decode(item) for item in items)
+        return dict(zip(_spread([decode(key) for key, _ in items]), [decode(item) for _, item in items], strict=True))
+    decoded = [decode(item) for item in items]
+    return tuple(decoded) if kind == "tuple" else {"set": set, "frozenset": frozenset}[kind](_spread(decoded))
+
+
+def _spread(keys: list[Any]) -> list[Any]:
+    """``keys``, unless many share a hash: a set of such takes the square of their number of steps to build."""
+    if len(keys) > 1000 and len({hash(key) for key in keys}) < len(keys) // 2:
+        raise ValueError("keys that share their hashes")
+    return keys
 
 
 def _libc() -> Any:
@@ -194,9 +213,14 @@ def _filter_syscalls(libc: Any) -> bool:
     numbers = sorted({numbers[column] for numbers in SYSCALLS.values()} - {-1})
     load, equal, at_least, give = 0x20, 0x15, 0x35, 0x06
     deny, allow, end = 0x00050000 | 1, 0x7FFF0000, 0x80000000
-    # Fields: code, jump if true, jump if false, operand. x32 numbers (bit 30) reach the same calls: denied.
+    # Fields: code, instructions to skip if true and if false, operand. x32 numbers (bit 30) reach the same calls, and
+    # are above FIRST_UNKNOWN.
     program = [(load, 0, 0, 4), (equal, 1, 0, arch), (give, 0, 0, end), (load, 0, 0, 0)]
-    program += [(at_least, len(numbers) + 1, 0, 0x40000000)]
+    command = [(load, 0, 0, 24)]  # the second argument
+    command += [(equal, len(FCNTL_REFUSED) - i, 0, number) for i, number in enumerate(FCNTL_REFUSED)]
+    command += [(give, 0, 0, allow), (give, 0, 0, deny)]
+    program += [(at_least, len(command) + len(numbers) + 2, 0, FIRST_UNKNOWN)]
+    program += [(equal, 0, len(command), FCNTL[column]), *command]
     program += [(equal, len(numbers) - i, 0, number) for i, number in enumerate(numbers)]
     program += [(give, 0, 0, allow), (give, 0, 0, deny)]
     code = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *line) for line in program))

@@ -31,10 +31,37 @@ STATISTICS: dict[str, str] = {
     "channel_saliency_sum": "(E, I) sum over routed tokens of |g_tj * h_tjc * <m_t, d_jc>| / (|y_t|^2 + 1e-6)",
     "released_attribution": "(E,) EMA over documents of attribution_sum / T, terms clipped (released coverage code)",
     "released_activation": "(E, I) EMA over documents of the mean of the three roots of channel_square_sum (same code)",
+    "sampled_inputs": "(T, H) what the router is given, of T tokens evenly spaced over the pass (see sampled_tokens)",
+    "sampled_output_gram": "(E, E, T) <f_i(x_t), f_j(x_t)> of the same tokens, routed or not",
 }
 # Read by coverage's variant=released alone: they depend on the order of the documents, and take a step for each.
 RELEASED = frozenset({"released_attribution", "released_activation"})
-SQUARE = frozenset({"router_gram", "router_document_distance"})  # (E, E): experts against experts
+# Read by NAEE alone: large, and every expert runs on every token of the sample.
+SAMPLED = frozenset({"sampled_inputs", "sampled_output_gram"})
+# (E, E, ...): experts against experts
+SQUARE = frozenset({"router_gram", "router_document_distance", "sampled_output_gram"})
+
+
+def sampled_tokens(num_experts: int) -> int:
+    """How many tokens ``SAMPLED`` has at most: 2048, or what keeps E * E * T at 2^23 (64 MiB a layer in float64).
+
+    2048 up to 64 experts, 512 with 128, 128 with 256.
+    """
+    return max(1, min(2048, 2**23 // num_experts**2))
+
+
+@dataclass(frozen=True)
+class MoeShape:
+    """What bounds a plan beside the numbers of experts, top-k and router groups; known from config.json alone.
+
+    ``layers`` MoE layers whose experts have ``width`` channels; a layer runs with ``fewest_rows`` router rows and more.
+    ``one_width``: the experts of a layer share a tensor, and so a width.
+    """
+
+    layers: int
+    width: int
+    fewest_rows: int
+    one_width: bool = False
 
 
 @dataclass(frozen=True)
@@ -46,8 +73,16 @@ class ExpertWeights:
     down: np.ndarray
 
 
+# Of fixed tokens: the router rows that are left -> gate values (T, k) and, as places among these rows, experts (T, k).
+Routing = Callable[[Sequence[int]], tuple[np.ndarray, np.ndarray]]
+
+
 def _no_weights(layer: int, expert: int) -> ExpertWeights:
     raise WinnowError("these statistics were made without access to the expert weights")
+
+
+def _no_router(layer: int, inputs: np.ndarray) -> Routing:
+    raise WinnowError("these statistics were made without access to the routers")
 
 
 @dataclass(frozen=True)
@@ -56,7 +91,8 @@ class Statistics:
 
     ``layers`` maps the decoder layer's index to its arrays by name (float64, see ``STATISTICS``).
     ``expert_weights(layer, expert)`` reads the float32 weights of one expert when a method asks for them, so that no
-    caller ever holds the whole model. ``num_experts`` is E, the same in every layer of an uncompressed model;
+    caller ever holds the whole model. ``router(layer, inputs)`` gives the ``Routing`` of what the router is given,
+    (T, H), by the model's own rule. ``num_experts`` is E, the same in every layer of an uncompressed model;
     ``experts_left`` has the layers in which fewer are looked at (see ``restricted``).
     """
 
@@ -67,6 +103,7 @@ class Statistics:
     n_group: int = 1
     expert_weights: Callable[[int, int], ExpertWeights] = field(default=_no_weights, repr=False)
     experts_left: Mapping[int, int] = field(default_factory=dict)
+    router: Callable[[int, np.ndarray], Routing] = field(default=_no_router, repr=False)
 
     def experts_in(self, layer: int) -> int:
         return self.experts_left.get(layer, self.num_experts)
@@ -85,8 +122,14 @@ def restricted(statistics: Statistics, kept: Mapping[int, Sequence[int]]) -> Sta
     """The same pass, looking only at the experts ``kept[layer]``, which are numbered 0, 1, ... in that order."""
 
     def rows(layer: int, name: str, values: np.ndarray) -> np.ndarray:
+        if name == "sampled_inputs":
+            return values
         index = list(kept[layer])
         return values[np.ix_(index, index)] if name in SQUARE else values[index]
+
+    def router(layer: int, inputs: np.ndarray) -> Routing:
+        routing = statistics.router(layer, inputs)
+        return lambda left: routing([kept[layer][expert] for expert in left])
 
     return replace(
         statistics,
@@ -96,4 +139,5 @@ def restricted(statistics: Statistics, kept: Mapping[int, Sequence[int]]) -> Sta
         },
         expert_weights=lambda layer, expert: statistics.expert_weights(layer, kept[layer][expert]),
         experts_left={layer: len(experts) for layer, experts in kept.items()},
+        router=router,
     )

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
 from harness.errors import WinnowError
-from harness.records import RECORD_VERSION, Record, Sample
+from harness.records import RECORD_VERSION, STAGES, Record, Sample
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +34,7 @@ SAMPLE_SCHEMA = pa.schema(
         ("weight", pa.float64()),
         ("output", pa.string()),
         ("detail", pa.string()),
+        ("prompt", pa.string()),
     ]
 )
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -55,6 +56,7 @@ def cell_id(cell: Mapping[str, Any], identity: Mapping[str, Any]) -> str:
         f"{float(cell['ratio']):g}",
         cell["calibration"],
         f"s{cell['seed']}",
+        *(cell[stage] for stage in STAGES if stage in cell),
     ]
     slug = "__".join(re.sub(r"[^A-Za-z0-9._]+", "-", str(word)).strip("-.")[:_SLUG_LENGTH] for word in words)
     content = {"cell": {key: value for key, value in cell.items() if key != "id"}, "identity": identity}

@@ -23,6 +23,8 @@ class SweepNotes(Callback):
     """Hydra callback: leaves ``sweep.json`` (command and number of jobs) in the output folder before the first job."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        if config.dry_run:
+            return
         root = Path(config.output_dir)
         params = config.hydra.sweeper.get("params") or {}
         overrides = [f"{key}={value}" for key, value in params.items()] + list(config.hydra.overrides.task)

@@ -68,7 +68,7 @@ class WandbTracker:
                 group=self.group or group,
                 dir=self.folder,
                 name=record.cell["id"],
-                job_type="baseline" if record.cell["method"] == "none" else "cell",
+                job_type="baseline" if record.is_uncompressed() else "cell",
                 tags=cell_tags(record),
                 config=cell_config(record),
                 reinit="create_new",
@@ -119,7 +119,7 @@ def cell_summary(record: Record) -> dict[str, float]:
 
 def cell_tags(record: Record) -> list[str]:
     cell = record.cell
-    tags = [str(cell["method"]), f"ratio {float(cell['ratio']):g}", str(cell["calibration"])]
+    tags = [str(cell["method"]), f"ratio {float(cell['ratio']):g}", str(cell["calibration"]), *record.stages()]
     return list(dict.fromkeys(tag[:_TAG_LENGTH] for tag in tags if tag))
 
 

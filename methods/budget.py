@@ -4,6 +4,7 @@ import math
 from fractions import Fraction
 
 from harness.errors import WinnowError
+from harness.statistics import MoeShape
 
 
 def parse_ratio(ratio: str | float | Fraction) -> Fraction:
@@ -43,26 +44,30 @@ def as_written(ratio: Fraction, digits: int = 4) -> str:
     return f"{float(ratio):.{digits}f}".rstrip("0").rstrip(".")
 
 
-def kept_experts(num_experts: int, top_k: int, ratio: str | float | Fraction, n_group: int = 1) -> int:
+def kept_experts(num_experts: int, top_k: int, ratio: str | float | Fraction, n_group: int = 1, fewest: int = 0) -> int:
     """E - floor(E * ratio): experts (or groups) left in each layer.
 
-    Raises WinnowError for a ratio outside [0, 1), for fewer experts than ``top_k``, and, where the router is
-    group-limited (``n_group`` > 1), for a number that does not divide evenly among the router groups.
+    Raises WinnowError for a ratio outside [0, 1), for fewer experts than ``top_k`` or the ``fewest`` router rows that a
+    layer can run with, and, where the router is group-limited (``n_group`` > 1), for a number that does not divide
+    evenly among the router groups.
     """
     exact = parse_ratio(ratio)
-    if num_experts % n_group or top_k > num_experts:
+    fewest = max(top_k, fewest)
+    if num_experts % n_group or fewest > num_experts:
         raise WinnowError(
             f"the model's config contradicts itself: {num_experts} experts, top-{top_k}, n_group = {n_group}"
         )
     kept = num_experts - math.floor(num_experts * exact)
     leaves = f"ratio {as_written(exact)} leaves {kept} of {num_experts} experts"
     # Only multiples of n_group can be shared evenly by the router groups.
-    fitting = [k for k in range(top_k, num_experts + 1) if k % n_group == 0]
-    if kept < top_k:
+    fitting = [k for k in range(fewest, num_experts + 1) if k % n_group == 0]
+    if kept < fewest:
         removed = num_experts - fitting[0]
+        needed = f"top-k = {top_k}" if kept < top_k else f"the {fewest} that the router needs"
         raise WinnowError(
-            f"{leaves}, fewer than top-k = {top_k}; the largest ratio that works is "
+            f"{leaves}, fewer than {needed}; the largest ratio that works is "
             f"{as_decimal(removed, num_experts)} ({removed} of {num_experts} removed)"
+            + ("; or lower top-k with them: lower_top_k=true" if kept < top_k and n_group == 1 else "")
         )
     if kept not in fitting:
         nearest = [k for k in fitting if k > kept][:1] + [k for k in fitting if k < kept][-1:]
@@ -73,7 +78,26 @@ def kept_experts(num_experts: int, top_k: int, ratio: str | float | Fraction, n_
     return kept
 
 
-def checked_ratio(num_experts: int, top_k: int, n_group: int, ratio: str | float | Fraction) -> Fraction:
-    """The exact ratio. Raises WinnowError, as ``kept_experts`` does, where it does not fit the model."""
+def checked_ratio(
+    num_experts: int, top_k: int, n_group: int, ratio: str | float | Fraction, shape: MoeShape | None = None
+) -> Fraction:
+    """The exact ratio, for methods that merge: all router rows stay, and so ``shape`` sets no bound.
+
+    Raises WinnowError, as ``kept_experts`` does, where the ratio does not fit the model.
+    """
     kept_experts(num_experts, top_k, ratio, n_group)
     return parse_ratio(ratio)
+
+
+def check_any_number(option: str, instead: str, top_k: int, n_group: int, shape: MoeShape | None) -> None:
+    """Raises WinnowError where a layer cannot run with every number of experts from top-k on, as ``option`` may leave.
+
+    ``instead`` is the option that fits.
+    """
+    if n_group > 1:
+        raise WinnowError(f"{option} does not fit a group-limited router; use {instead}")
+    if shape is not None and shape.fewest_rows > top_k:
+        raise WinnowError(
+            f"{option} may leave top-k = {top_k} experts in a layer, but the router needs {shape.fewest_rows}; "
+            f"use {instead}"
+        )

@@ -1,10 +1,11 @@
 """Two methods one after the other: prune experts first, then channels of those that are left."""
 
+import math
 from dataclasses import dataclass
 from fractions import Fraction
 
 from harness.errors import WinnowError
-from harness.statistics import Statistics, restricted
+from harness.statistics import MoeShape, Statistics, restricted
 from methods.budget import parse_ratio
 from methods.decision import Decision, Method
 from methods.plan import CompressionPlan, compose
@@ -45,22 +46,30 @@ class Chain:
     def uses_seed(self) -> bool:
         return self.first.uses_seed or self.second.uses_seed
 
-    def check(self, num_experts: int, top_k: int, n_group: int, ratio: str | float | Fraction) -> Fraction:
+    def check(
+        self, num_experts: int, top_k: int, n_group: int, ratio: str | float | Fraction, shape: MoeShape | None = None
+    ) -> Fraction:
         exact = parse_ratio(ratio)
-        self.first.check(num_experts, top_k, n_group, exact * self._share())
-        self.second.check(num_experts, top_k, n_group, exact * (1 - self._share()))
+        self.first.check(num_experts, top_k, n_group, exact * self._share(), shape)
+        left = num_experts - math.floor(num_experts * exact * self._share())
+        try:
+            self.second.check(left, top_k, n_group, _rest(exact, Fraction(left, num_experts)), shape)
+        except WinnowError as error:
+            raise self._of_second_stage(error) from error
         return exact
 
     def decide(self, statistics: Statistics, ratio: Fraction, seed: int) -> Decision:
         first = self.first.decide(statistics, ratio * self._share(), seed)
         kept = self._survivors(first.plan)
         left = Fraction(sum(map(len, kept.values())), statistics.num_experts * len(kept))
-        rest = 1 - (1 - ratio) / left
         try:
-            second = self.second.decide(restricted(statistics, kept), rest, seed)
+            second = self.second.decide(restricted(statistics, kept), _rest(ratio, left), seed)
         except WinnowError as error:
-            raise WinnowError(f"method '{self.name}', after its first stage '{self.first.name}': {error}") from error
+            raise self._of_second_stage(error) from error
         return Decision(compose(first.plan, second.plan), saliency=first.saliency)
+
+    def _of_second_stage(self, error: WinnowError) -> WinnowError:
+        return WinnowError(f"method '{self.name}', after its first stage '{self.first.name}': {error}")
 
     def _survivors(self, plan: CompressionPlan) -> dict[int, list[int]]:
         experts = [new for layer in plan.layers for new in layer.experts]
@@ -70,3 +79,8 @@ class Chain:
                 "only a method that prunes experts can come first"
             )
         return {layer.layer: [new.sources[0].expert for new in layer.experts] for layer in plan.layers}
+
+
+def _rest(ratio: Fraction, left: Fraction) -> Fraction:
+    """The ratio by which to compress the share ``left`` of the experts, so that ``ratio`` of all goes."""
+    return 1 - (1 - ratio) / left

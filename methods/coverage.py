@@ -1,15 +1,16 @@
 """Coverage pruning: every expert keeps as many channels as it takes to cover its share of the layer's activations."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
 import numpy as np
 
 from harness.errors import WinnowError
-from harness.statistics import Statistics
-from methods.budget import as_decimal, as_written, parse_ratio
-from methods.coverage_budget import adjusted_widths, entry_levels, first_to_enter, smoothed_loss
+from harness.statistics import MoeShape, Statistics
+from methods.budget import as_decimal, as_written, check_any_number, parse_ratio
+from methods.coverage_budget import adjusted_widths, entry_levels, first_to_enter, nearest_multiple, smoothed_loss
 from methods.decision import Decision, check_option, finite, statistic, warn_of_never_routed
 from methods.plan import CompressionPlan, LayerPlan, prune
 
@@ -51,8 +52,9 @@ class Coverage:
       a document standing for its batch (with channel_score=activation only).
 
     An expert that was never routed to has attribution and activations 0: ragged, it goes first; uniform, it keeps its
-    first channels. Raises WinnowError for options and ratios that cannot be fulfilled, a group-limited router with
-    layout=ragged, and statistics or weights that are missing or not finite.
+    first channels. Raises WinnowError for options and ratios that cannot be fulfilled, statistics or weights that are
+    missing or not finite, and, with layout=ragged, for a router that cannot run with every number of experts from top-k
+    on (a group-limited one) and for experts that share a tensor (gpt-oss, Granite), and so a width.
     """
 
     name: str
@@ -98,14 +100,21 @@ class Coverage:
         """The fewest channels of an expert that stays: ``min_channels``, rounded up to a multiple of ``align``."""
         return -(-self.min_channels // self.align) * self.align
 
-    def check(self, num_experts: int, top_k: int, n_group: int, ratio: str | float | Fraction) -> Fraction:
-        """How many channels an expert has is not known here, so the highest ratio is left to ``decide``."""
+    def check(
+        self, num_experts: int, top_k: int, n_group: int, ratio: str | float | Fraction, shape: MoeShape | None = None
+    ) -> Fraction:
+        """Without a ``shape`` it is not known how many channels an expert has: ``decide`` finds too high a ratio."""
         exact = parse_ratio(ratio)
-        if self.layout == "ragged" and n_group > 1 and exact > 0:
-            raise WinnowError(
-                f"method '{self.name}': layout=ragged removes experts, which does not fit a group-limited router; "
-                "use layout=uniform"
-            )
+        if self.layout == "ragged" and exact > 0:
+            ragged = f"method '{self.name}': layout=ragged"
+            check_any_number(ragged, "layout=uniform", top_k, n_group, shape)
+            if shape is not None and shape.one_width:
+                raise WinnowError(
+                    f"{ragged} does not fit this architecture: the experts of a layer share a tensor, in which padding "
+                    "would take the room of what is removed; use layout=uniform"
+                )
+        if shape is not None:
+            self._kept_channels([num_experts] * shape.layers, shape.width, top_k, exact)
         return exact
 
     def decide(self, statistics: Statistics, ratio: Fraction, seed: int) -> Decision:
@@ -115,7 +124,11 @@ class Coverage:
             ragged = "they are removed first" if self.layout == "ragged" else "their first channels are kept"
             warn_of_never_routed(statistics, f"their channels have no score, so {ragged}")
         scores = {layer: self._scores(statistics, layer, seed) for layer in layers}
-        total = self._kept_channels(statistics, {layer: scores[layer].shape for layer in layers}, ratio)
+        widths_before = {values.shape[1] for values in scores.values()}
+        if len(widths_before) > 1:
+            raise WinnowError(f"method '{self.name}': experts of {sorted(widths_before)} channels: one width is needed")
+        experts = [len(values) for values in scores.values()]
+        total = self._kept_channels(experts, widths_before.pop(), statistics.top_k, ratio)
         levels = self._layer_levels(statistics, scores)
         if self.layout == "uniform":
             importance = {layer: values.sum(axis=1) for layer, values in scores.items()}
@@ -161,12 +174,13 @@ class Coverage:
 
     # -- budgets ---------------------------------------------------------------------------------------------
 
-    def _kept_channels(self, statistics: Statistics, shapes: dict[int, tuple[int, ...]], ratio: Fraction) -> int:
-        """C - floor(C * ratio). Raises WinnowError where widths cannot be what the options ask for."""
-        widths = {shape[1] for shape in shapes.values()}
-        width = widths.pop()
+    def _kept_channels(self, experts: Sequence[int], width: int, top_k: int, ratio: Fraction) -> int:
+        """C - floor(C * ratio), of ``experts[i]`` experts of ``width`` channels in layer i.
+
+        Raises WinnowError where widths cannot be what the options ask for.
+        """
         fitting = [n for n in range(1, width + 1) if width % n == 0]
-        if widths or self.align not in fitting:
+        if self.align not in fitting:
             raise WinnowError(
                 f"method '{self.name}': align={self.align} does not divide the {width} channels of an expert; "
                 f"these do: {', '.join(map(str, fitting))}"
@@ -175,15 +189,24 @@ class Coverage:
             raise WinnowError(
                 f"method '{self.name}': min_channels={self.min_channels} is more than the {width} channels of an expert"
             )
-        channels = sum(math.prod(shape) for shape in shapes.values())
+        channels = sum(experts) * width
         kept = channels - math.floor(channels * ratio)
+        leaves = f"method '{self.name}': ratio {as_written(ratio)} leaves {kept} of {channels} channels"
         ragged = self.layout == "ragged"
-        needed = sum(statistics.top_k if ragged else experts for experts, _ in shapes.values()) * self.smallest
+        needed = (top_k * len(experts) if ragged else sum(experts)) * self.smallest
         if kept < needed:
-            who = f"top-k = {statistics.top_k} experts in every layer" if ragged else "every expert"
+            who = f"top-k = {top_k} experts in every layer" if ragged else "every expert"
             raise WinnowError(
-                f"ratio {as_written(ratio)} leaves {kept} of {channels} channels, too few for {self.smallest} in "
-                f"{who}; the largest ratio that works is {as_decimal(channels - needed, channels)}"
+                f"{leaves}, too few for {self.smallest} in {who}; the largest ratio that works is "
+                f"{as_decimal(channels - needed, channels)}"
+            )
+        together = nearest_multiple(kept, self.align)
+        holders = -(-together // width)  # the fewest experts that hold so many
+        if ragged and holders * self.smallest > together:
+            ratios = (as_decimal(channels - n, channels) for n in (holders * self.smallest, (holders - 1) * width))
+            raise WinnowError(
+                f"{leaves}, which experts of {self.smallest} to {width} cannot share; the nearest ratios that work: "
+                f"{' and '.join(ratios)}"
             )
         return kept
 

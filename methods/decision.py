@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from harness.errors import WinnowError
-from harness.statistics import Statistics
+from harness.statistics import MoeShape, Statistics
 from methods.budget import as_written, parse_ratio
 from methods.plan import CompressionPlan, identity
 
@@ -32,7 +32,8 @@ class Method(Protocol):
     ``requires`` names the statistics (of ``harness.statistics.STATISTICS``) that the calibration pass must
     collect. Expert weights are not named there: ``Statistics.expert_weights`` reads them when asked. ``uses_seed``
     tells whether the seed changes the plan. ``check`` returns the ratio as it is written, exact; it raises WinnowError
-    where the ratio does not fit the model, before anything is computed.
+    where the ratio or an option does not fit the model, before anything is computed; without a ``shape`` it checks
+    what it can.
     """
 
     @property
@@ -44,7 +45,9 @@ class Method(Protocol):
     @property
     def uses_seed(self) -> bool: ...
 
-    def check(self, num_experts: int, top_k: int, n_group: int, ratio: str | float | Fraction) -> Fraction: ...
+    def check(
+        self, num_experts: int, top_k: int, n_group: int, ratio: str | float | Fraction, shape: MoeShape | None = None
+    ) -> Fraction: ...
 
     def decide(self, statistics: Statistics, ratio: Fraction, seed: int) -> Decision: ...
 
@@ -63,7 +66,9 @@ class NoCompression:
     def uses_seed(self) -> bool:
         return False
 
-    def check(self, num_experts: int, top_k: int, n_group: int, ratio: str | float | Fraction) -> Fraction:
+    def check(
+        self, num_experts: int, top_k: int, n_group: int, ratio: str | float | Fraction, shape: MoeShape | None = None
+    ) -> Fraction:
         exact = parse_ratio(ratio)
         if exact != 0:
             raise WinnowError(f"method '{self.name}' removes nothing: use ratio=0 (it was {as_written(exact)})")

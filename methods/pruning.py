@@ -7,9 +7,9 @@ from fractions import Fraction
 import numpy as np
 
 from harness.errors import WinnowError
-from harness.statistics import Statistics
+from harness.statistics import MoeShape, Statistics
 from methods import criteria
-from methods.budget import checked_ratio, kept_experts
+from methods.budget import check_any_number, kept_experts, parse_ratio
 from methods.decision import Decision, check_option, finite, statistic, warn_of_never_routed
 from methods.plan import CompressionPlan, prune
 
@@ -51,17 +51,22 @@ class ExpertPruning:
     def uses_seed(self) -> bool:
         return self.criterion == "random"
 
-    check = staticmethod(checked_ratio)
+    def check(
+        self, num_experts: int, top_k: int, n_group: int, ratio: str | float | Fraction, shape: MoeShape | None = None
+    ) -> Fraction:
+        kept_experts(num_experts, top_k, ratio, n_group, 0 if shape is None else shape.fewest_rows)
+        if self.scope == "global":
+            check_any_number("scope=global", "scope=layer", top_k, n_group, shape)
+        return parse_ratio(ratio)
 
     def decide(self, statistics: Statistics, ratio: Fraction, seed: int) -> Decision:
         num_experts, top_k, n_group = statistics.num_experts, statistics.top_k, statistics.n_group
+        self.check(num_experts, top_k, n_group, ratio)
         count = kept_experts(num_experts, top_k, ratio, n_group)
         saliency = {layer: self._saliency(statistics, layer, seed) for layer in sorted(statistics.layers)}
         if self.requires:
             warn_of_never_routed(statistics, "saliencies over routed tokens are 0 for them, so they go first")
         if self.scope == "global":
-            if n_group > 1:
-                raise WinnowError("scope=global does not fit a group-limited router; use scope=layer")
             kept = keep_globally(saliency, count * len(saliency), top_k)
         else:
             kept = {layer: keep_in_layer(values, count, n_group) for layer, values in saliency.items()}

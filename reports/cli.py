@@ -8,10 +8,20 @@ from pathlib import Path
 
 from harness.errors import WinnowError
 from harness.store import write_files
-from reports import figures
+from reports import claims_report, drift_figures, figures, layers
+from reports.answers import calibration_table, consistency_table, shift_table
+from reports.broken import failed_cells
+from reports.comparisons import baseline_tests, best_tests
+from reports.contrasts import Comparer
+from reports.diagnostics import drift_table, generation_table
 from reports.formats import Table, to_latex, to_markdown
 from reports.load import NO_CORPUS, Panel, load_panels
 from reports.measures import Results, evaluate
+from reports.page.build import report_page
+from reports.page.embed import PAGE
+from reports.published import published_table
+from reports.reliability import NOTE as RELIABILITY_NOTE
+from reports.reliability import reliability_diagram
 from reports.tables import (
     cost_table,
     difference_table,
@@ -28,19 +38,31 @@ Reads FOLDER/records and FOLDER/baseline, as `winnow output_dir=FOLDER ...` leav
   table.csv   the main table and its differences from the baseline as plain numbers (shares from 0 to 1)
   table.tex   the main table and its differences for LaTeX (needs the packages booktabs and graphicx)
   *.png, *.pdf  the figures
+  page.html   all of it to sort, filter and point at, with each cell's plan and texts; needs no network
 
 It can be run while a sweep is still at work: it shows the cells that are finished. Differences from the
 baseline are paired item by item where the .parquet files lie beside the records, else unpaired.
+
+`winnow-report claims FOLDER` tests the claims of the literature instead (`winnow-report claims --help`).
 """
 
 
+_BY_SIZE = (
+    "The same scores over the bytes of the weight files, on a logarithmic axis; a star is the uncompressed model. "
+    "Methods are set apart by up to 3 % of the size, so that intervals do not hide each other."
+)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if words[:1] == ["claims"]:
+        return claims_report.main(words[1:])
     parser = argparse.ArgumentParser(
         "winnow-report", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folder", metavar="FOLDER", type=Path, help="the output_dir of a sweep, e.g. results/demo")
     parser.add_argument("--out", metavar="DIR", type=Path, default=None, help="where to write (default: FOLDER/report)")
-    options = parser.parse_args(arguments)
+    options = parser.parse_args(words)
     try:
         report = write_report(options.folder, options.out or options.folder / "report")
     except WinnowError as error:
@@ -57,16 +79,18 @@ def write_report(folder: Path, out: Path) -> Path:
     """
     panels = load_panels(folder)
     contents: dict[Path, bytes] = {}
-    text = [f"# {folder.resolve().name}", "", _opening(panels), ""]
+    opening = _opening(panels, failed_cells(folder))
+    text = [f"# {folder.resolve().name}", "", opening, ""]
     latex = []
     all_results = [evaluate(panel) for panel in panels]
     for number, results in enumerate(all_results):
         prefix = "" if len(panels) == 1 else f"{number + 1}_"
+        comparer = Comparer()
         if len(panels) > 1:
             text += [f"# {_panel_name(results.panel)}", ""]
         for corpus in results.panel.corpora() or [NO_CORPUS]:
             text += [f"## {_corpus_title(corpus)}", ""]
-            scores, differences = main_table(results, corpus), difference_table(results, corpus)
+            scores, differences = main_table(results, corpus, comparer), difference_table(results, corpus)
             text += _tables([scores, differences])
             text += _figure(
                 contents,
@@ -74,19 +98,43 @@ def write_report(folder: Path, out: Path) -> Path:
                 f"{prefix}score_against_ratio_{corpus}",
                 figures.score_against_ratio(results, corpus),
             )
-            text += _tables([domain_table(results, corpus)])
+            by_size = figures.score_against_bytes(results, corpus)
+            text += _figure(contents, out, f"{prefix}score_against_bytes_{corpus}", by_size)
+            if by_size is not None:
+                text += [_BY_SIZE, ""]
+            text += _tables([domain_table(results, corpus, comparer)])
+            text += _tables([generation_table(results, corpus), drift_table(results, corpus)])
+            by_position = drift_figures.drift_by_position(results, corpus)
+            text += _figure(contents, out, f"{prefix}drift_by_position_{corpus}", by_position)
+            if by_position is not None:
+                text += [drift_figures.NOTE, ""]
+            text += _tables([calibration_table(results, corpus)])
+            reliability = reliability_diagram(results, corpus)
+            text += _figure(contents, out, f"{prefix}reliability_{corpus}", reliability)
+            if reliability is not None:
+                text += [RELIABILITY_NOTE, ""]
+            text += _tables([consistency_table(results, corpus)])
+            text += _tables([layers.layer_table(folder, results.panel, corpus)])
+            by_layer = layers.layer_figure(folder, results.panel, corpus)
+            text += _figure(contents, out, f"{prefix}layers_{corpus}", by_layer)
+            if by_layer is not None:
+                text += [layers.FIGURE_NOTE, ""]
+            text += _tables([baseline_tests(results, corpus, comparer), best_tests(results, corpus, comparer)])
             latex += [to_latex(table) for table in (scores, differences) if table is not None]
         text += _corpora_section(contents, out, prefix, results)
+        text += _tables([shift_table(results)], "## ")
+        text += _tables([layers.overlap_table(folder, results.panel)], "## ")
         text += _usage_section(contents, out, prefix, results.panel)
-        text += _tables([cost_table(results.panel)], "## ")
+        text += _tables([published_table(results), cost_table(results.panel)], "## ")
     contents[out / "table.csv"] = to_csv(all_results).encode()
     contents[out / "table.tex"] = "\n".join(latex).encode()
+    contents[out / PAGE] = report_page(folder, out, all_results, opening)
     contents[out / "report.md"] = "\n".join(text).encode()
     write_files(contents)
     return out / "report.md"
 
 
-def _opening(panels: Sequence[Panel]) -> str:
+def _opening(panels: Sequence[Panel], failed: Sequence[str]) -> str:
     cells = sum(len(row.records) for panel in panels for row in panel.rows)
     baselines = sum(panel.baseline is not None for panel in panels)
     names = "; ".join(dict.fromkeys(_panel_name(panel) for panel in panels))
@@ -94,6 +142,8 @@ def _opening(panels: Sequence[Panel]) -> str:
     text = f"Computed from the records of {cells} cells and {baselines} uncompressed baseline{plural}: {names}."
     if baselines < len(panels):
         text += " Where there is no baseline, no differences are shown."
+    if failed:
+        text += f" {len(failed)} cells of the last sweep failed and have no record: {'; '.join(failed)}."
     return text
 
 

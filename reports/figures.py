@@ -2,7 +2,8 @@
 
 import io
 import itertools
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import matplotlib
@@ -10,6 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from reports.load import NO_CORPUS, Row
 from reports.measures import (
@@ -20,15 +22,18 @@ from reports.measures import (
     WRITING,
     Results,
     domain_measures,
+    weights_megabytes,
 )
+from reports.palette import looks
 from reports.statistics import Measure
 from reports.usage import Usage, layer_names, relative_usage
 
-# Okabe and Ito's colours, told apart with any common colour blindness (yellow is left out: too pale for
-# lines).
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
 _LINES = ("-", "--", ":")
+_FILLS = ("full", "none", "bottom")  # by how the weights are stored
+_UNQUANTISED = "not quantised"
+_GREY = "#555555"
+_STAR: dict[str, Any] = {"color": _GREY, "marker": "*", "linestyle": "none", "markersize": 8}
+_SAME_SIZE = 0.02  # sizes that differ by less, as a share of the uncompressed model's, count as equal
 _WIDTH = 4.6  # inches: printed at 3.4, letters of 9 points come out at 6.6
 _STYLE: dict[Any, Any] = {
     "font.size": 9,
@@ -53,6 +58,7 @@ def render(figure: Figure, kind: str) -> bytes:
     stamp = {"CreationDate": None} if kind == "pdf" else {}
     with matplotlib.rc_context(_STYLE):
         figure.savefig(buffer, format=kind, dpi=200, metadata=stamp)
+    figure.set_layout_engine("none")  # the next format takes this layout, which takes as long as all the drawing
     return buffer.getvalue()
 
 
@@ -75,6 +81,61 @@ def score_against_ratio(results: Results, corpus: str) -> Figure | None:
         figure.axes[0].set_ylabel("score (%)")
         handles, labels = figure.axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, handlelength=2.4)
+    return figure
+
+
+def score_against_bytes(results: Results, corpus: str) -> Figure | None:
+    """A panel a score, over the size of the weights on disk: a line for each method and way of storing the weights.
+
+    Colour and marker are the method's; markers are filled where weights are not quantised. The star is the uncompressed
+    model. Methods are set apart by up to 3 % of the size, so that intervals do not hide each other. None where nothing
+    was measured, or where at every ratio all rows have the same size: then ``score_against_ratio`` says it all.
+    """
+    baseline = results.panel.baseline
+    rows = sorted((row for row in results.panel.of_corpus(corpus) if weights_megabytes(row)), key=_megabytes)
+    average = [m for m in results.measures if m.name == "generative"]
+    measures = [m for m in (*average, MULTIPLE_CHOICE, CODE, MATH, WRITING) if m in results.measures]
+    largest = max(map(_megabytes, [*rows, *filter(None, [baseline])]), default=0.0)
+    if not measures or not _sizes_differ(rows, _SAME_SIZE * largest):
+        return None
+    unit, scale = ("GB", 1e-3) if largest >= 1000 else ("MB", 1.0)
+    series: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        series.setdefault((_plain_method(row), _storage(row)), []).append(row)
+    methods, storages = _looks_of_methods(series), _looks_of_storages(series)
+    with matplotlib.rc_context(_STYLE):
+        down = len(measures) // 2 + 1  # the last place is for the legend
+        figure = Figure(figsize=(_WIDTH, 0.4 + 1.75 * down), layout="constrained")
+        panels: list[Axes] = list(figure.subplots(down, 2, squeeze=False, sharex=True, sharey=True).flat)
+        for axes, measure in zip(panels, measures, strict=False):
+            axes.set(title=measure.label, ylim=(0, 103), xscale="log")
+            if baseline is not None and (found := results.get(baseline, measure)) is not None:
+                axes.axhline(100 * found.estimate.value, color=_GREY, linewidth=0.8, linestyle=":", zorder=1)
+                _draw_points(axes, results, measure, [scale * _megabytes(baseline)], [baseline], "baseline", _STAR)
+            for (method, storage), own in series.items():
+                apart = scale * (1 + 0.03 * (list(methods).index(method) / max(1, len(methods) - 1) - 0.5))
+                look = storages[storage] | methods[method]
+                places = [apart * _megabytes(row) for row in own]
+                _draw_points(axes, results, measure, places, own, f"{method}, {storage}", look)
+        ticks = _few_ticks(*panels[0].get_xlim())
+        panels[0].set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        panels[0].set_xticks([], minor=True)
+        for axes in panels[max(0, len(measures) - 2) : len(measures)]:
+            axes.tick_params(labelbottom=True)
+        for axes in panels[len(measures) :]:
+            axes.set_axis_off()
+        figure.supxlabel(f"weights on disk ({unit})", fontsize=9)
+        figure.supylabel("score (%)", fontsize=9)
+        keys = [_key(name, look | {"linestyle": "none"}) for name, look in methods.items() if name != "baseline"]
+        if len(storages) > 1:
+            keys += [_key(name, {"color": "black", "marker": "o"} | look) for name, look in storages.items()]
+        if baseline is not None:
+            keys.append(_key("baseline", _STAR | {"linestyle": ":"}))
+        if len(keys) <= 10:
+            panels[-1].legend(handles=keys, loc="center", frameon=False, handlelength=2.6, borderpad=0)
+        else:
+            figure.set_figheight(figure.get_figheight() + 0.09 * len(keys))
+            figure.legend(handles=keys, loc="outside lower center", ncols=2, frameon=False, handlelength=2.6)
     return figure
 
 
@@ -138,6 +199,85 @@ def _row_of_axes(figure: Figure, count: int) -> Sequence[Axes]:
     return list(figure.subplots(1, count, squeeze=False, sharey=True)[0])
 
 
+def _megabytes(row: Row) -> float:
+    return weights_megabytes(row) or 0.0
+
+
+def _sizes_differ(rows: Sequence[Row], by: float) -> bool:
+    """At some ratio the sizes of two rows differ ``by`` so many megabytes or more."""
+    at: dict[float, list[float]] = {}
+    for row in rows:
+        at.setdefault(row.ratio, []).append(_megabytes(row))
+    return any(max(sizes) - min(sizes) >= by for sizes in at.values())
+
+
+def _storage(row: Row) -> str:
+    return str(row.records[0].cell.get("quantize") or _UNQUANTISED)
+
+
+def _plain_method(row: Row) -> str:
+    """The row's method without how its weights are stored."""
+    return row.method.removesuffix(f" {_storage(row)}")
+
+
+def _looks_of_methods(series: Iterable[tuple[str, str]]) -> dict[str, dict[str, Any]]:
+    names = {method for method, _ in series} - {"baseline"}
+    own = {name: {"color": colour, "marker": marker} for name, (colour, marker) in looks(names).items()}
+    return own | {"baseline": {name: _STAR[name] for name in ("color", "marker", "markersize")}}
+
+
+def _looks_of_storages(series: Iterable[tuple[str, str]]) -> dict[str, dict[str, Any]]:
+    names = sorted({storage for _, storage in series}, key=lambda name: (name != _UNQUANTISED, name))
+    of_storages = zip(itertools.cycle(_LINES), itertools.cycle(_FILLS), strict=False)
+    return {
+        name: {"linestyle": line, "fillstyle": fill} for name, (line, fill) in zip(names, of_storages, strict=False)
+    }
+
+
+def _key(label: str, look: dict[str, Any]) -> Line2D:
+    options: dict[str, Any] = {"markersize": 4, "linewidth": 1.1, "label": label} | look
+    return Line2D([], [], **options)
+
+
+def _few_ticks(low: float, high: float) -> list[float]:
+    """Round numbers from ``low`` to ``high`` for a logarithmic axis, at most five but for very wide ranges."""
+    powers = range(math.floor(math.log10(low)), math.floor(math.log10(high)) + 1)
+    ticks: list[float] = []
+    for steps in ((1, 1.5, 2, 3, 4, 6, 8), (1, 2, 5), (1,)):
+        ticks = [step * 10.0**power for power in powers for step in steps if low <= step * 10.0**power <= high]
+        if len(ticks) <= 5:
+            break
+    return ticks
+
+
+def _draw_points(
+    axes: Axes,
+    results: Results,
+    measure: Measure,
+    places: Sequence[float],
+    rows: Sequence[Row],
+    label: str,
+    look: dict[str, Any],
+) -> None:
+    """A line through the scores of ``rows`` at ``places``, with their intervals; those that are not finite are left
+    out.
+    """
+    found = [
+        (place, one.estimate) for place, row in zip(places, rows, strict=True) if (one := results.get(row, measure))
+    ]
+    found = [(place, one) for place, one in found if np.isfinite([one.value, one.low, one.high]).all()]
+    if not found:
+        return
+    value, low, high = (100 * np.array([getattr(one, name) for _, one in found]) for name in ("value", "low", "high"))
+    axes.errorbar(
+        [place for place, _ in found],
+        value,
+        yerr=np.maximum(0, [value - low, high - value]),
+        label=label,
+        **{"markersize": 4, "linewidth": 1.1, "elinewidth": 0.7, "zorder": 2} | look,
+    )
+
+
 def _draw_lines(axes: Axes, results: Results, rows: Sequence[Row], measure: Measure) -> None:
     methods, ratios = sorted({row.method for row in rows}), sorted({row.ratio for row in rows})
     baseline = results.panel.baseline
@@ -147,32 +287,12 @@ def _draw_lines(axes: Axes, results: Results, rows: Sequence[Row], measure: Meas
         axes.axhspan(100 * found.estimate.low, 100 * found.estimate.high, color="#777777", alpha=0.15, linewidth=0)
     # Neighbours a little apart, so that intervals do not hide each other.
     gap = min(0.05, 0.4 * min(np.diff(ratios), default=0.125)) / max(1, len(methods) - 1)
-    looks = zip(itertools.cycle(COLOURS), itertools.cycle(_MARKERS), strict=False)
-    for number, (method, (colour, marker)) in enumerate(zip(methods, looks, strict=False)):
-        points = [
-            (row.ratio, one.estimate)
-            for row in rows
-            if row.method == method and (one := results.get(row, measure)) is not None
-        ]
-        points = [(ratio, one) for ratio, one in points if np.isfinite([one.value, one.low, one.high]).all()]
-        if not points:
-            continue
-        value, low, high = (
-            100 * np.array([getattr(one, name) for _, one in points]) for name in ("value", "low", "high")
-        )
-        axes.errorbar(
-            [ratio + gap * (number - (len(methods) - 1) / 2) for ratio, _ in points],
-            value,
-            yerr=np.maximum(0, [value - low, high - value]),
-            color=colour,
-            marker=marker,
-            linestyle=_LINES[number // len(COLOURS) % len(_LINES)],
-            label=method,
-            markersize=4,
-            linewidth=1.1,
-            elinewidth=0.8,
-            zorder=2,
-        )
+    of_methods = looks(methods)
+    for number, method in enumerate(methods):
+        of_method = [row for row in rows if row.method == method]
+        places = [row.ratio + gap * (number - (len(methods) - 1) / 2) for row in of_method]
+        look = dict(zip(("color", "marker"), of_methods[method], strict=True))
+        _draw_points(axes, results, measure, places, of_method, method, look)
     axes.set_xticks(ratios, [f"{ratio:g}" for ratio in ratios])
     axes.set_ylim(0, 103)  # the panels share the axis: one that is fitted to the first may cut the second
 

@@ -8,6 +8,16 @@ from reports.statistics import Estimate
 
 MISSING = "–"
 _LATEX = {
+    "\\": r"\textbackslash{}",
+    "{": r"\{",
+    "}": r"\}",
+    "$": r"\$",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": "$<$",
+    ">": "$>$",
+    "‖": r"$\Vert$",
+    "Δ": r"$\Delta$",
     "%": r"\%",
     "_": r"\_",
     "&": r"\&",
@@ -67,8 +77,8 @@ def to_latex(table: Table) -> str:
 
 
 def format_value(kind: str, value: float) -> str:
-    """Shares in percent with one decimal, perplexities with two until they are large, other numbers with
-    three.
+    """Shares in percent with one decimal, perplexities with two until they are large, counts with one,
+    other numbers with three.
     """
     if math.isinf(value):
         return "∞" if value > 0 else "−∞"
@@ -76,6 +86,8 @@ def format_value(kind: str, value: float) -> str:
         return "NaN"
     if kind == "share":
         text = f"{100 * value:.1f}"
+    elif kind == "count":
+        text = f"{value:.1f}"
     elif kind == "perplexity":
         text = f"{value:.2f}" if abs(value) < 100 else f"{value:.0f}" if abs(value) < 1e5 else f"{value:.1e}"
     else:
@@ -109,4 +121,4 @@ def format_list(names: Sequence[str]) -> str:
 
 
 def _tex(text: str) -> str:
-    return "".join(_LATEX.get(letter, letter) for letter in text.replace("Δ", r"$\Delta$").replace("^6", "$^6$"))
+    return "$^6$".join("".join(_LATEX.get(letter, letter) for letter in part) for part in text.split("^6"))

@@ -2,15 +2,17 @@
 model.
 """
 
+import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from harness.errors import WinnowError
-from harness.records import Record
+from harness.records import STAGES, Record, Score
 from harness.store import RecordStore
+from reports.broken import faults
 from reports.statistics import Items
 
 BASELINE_METHOD = "none"
@@ -22,6 +24,8 @@ _SILENT = (
     "tracking",
     "launcher",
     "hydra",
+    *STAGES,  # the cell tells each in a word
+    "diagnostics",  # what is measured besides
     "progress",
     "seed",
     "ratio",
@@ -44,6 +48,11 @@ class Row:
     def key(self) -> RowKey:
         """Tells the row from the others of its panel."""
         return self.calibration, self.ratio, self.method
+
+    @property
+    def label(self) -> str:
+        """The method as tables name it: with a word where a cell of the row is broken."""
+        return f"{self.method} (broken)" if any(faults(record) for record in self.records) else self.method
 
 
 @dataclass(frozen=True)
@@ -77,8 +86,8 @@ def load_panels(folder: Path) -> list[Panel]:
     if not folder.is_dir():
         raise WinnowError(f"there is no folder {folder}: give the output_dir of a run")
     stored = _read(folder, "records")
-    baselines = _read(folder, "baseline") + [one for one in stored if _is_baseline(one[0])]
-    cells = [one for one in stored if not _is_baseline(one[0])]
+    baselines = _read(folder, "baseline") + [one for one in stored if one[0].is_uncompressed()]
+    cells = [one for one in stored if not one[0].is_uncompressed()]
     if not cells and not baselines:
         raise WinnowError(f"no records in {folder / 'records'}: run `winnow output_dir={folder} ...` first")
     found: dict[tuple[str, ...], list[tuple[Record, Items | None]]] = defaultdict(list)
@@ -100,12 +109,31 @@ def _read(folder: Path, kind: str) -> list[tuple[Record, Items | None]]:
     found = []
     for cell in store.ids():
         table = store.read_table(cell, ["task", "domain", "item", "score", "weight"])
-        found.append((store.read(cell), None if table is None else Items.from_columns(table.to_pydict())))
+        record = store.read(cell)
+        if kind == "records":
+            record = replace(record, scores=record.scores + _layer_scores(folder, cell))
+        found.append((record, None if table is None else Items.from_columns(table.to_pydict())))
     return found
 
 
-def _is_baseline(record: Record) -> bool:
-    return record.cell["method"] == BASELINE_METHOD
+def read_diagnostics(folder: Path, cell: str) -> dict[str, Any] | None:
+    """What ``diagnostics=layers`` left of a cell (see ``harness.diagnostics``); None where it was not run.
+
+    Raises WinnowError where the file is damaged.
+    """
+    path = folder / "diagnostics" / f"{cell}.json"
+    if not path.is_file():
+        return None
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        return {**data, "layers": dict(data["layers"]), "scores": [Score(**score) for score in data["scores"]]}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise WinnowError(f"{path} is damaged: delete it and run its cell with diagnostics=layers again") from error
+
+
+def _layer_scores(folder: Path, cell: str) -> list[Score]:
+    found = read_diagnostics(folder, cell)
+    return [] if found is None else found["scores"]
 
 
 def _panel_key(record: Record) -> tuple[str, str, str]:
@@ -171,13 +199,14 @@ def _corpus(record: Record) -> str:
 
 
 def _labels(records: Sequence[Record]) -> dict[str, str]:
-    """The method's name, with the settings that tell its cells apart where name, ratio, corpus and seed do
-    not.
+    """The method's name, with the settings that tell its cells apart where name, ratio, corpus, seed and stages do not;
+    behind it the stages.
     """
     alike: dict[tuple, list[Record]] = defaultdict(list)
     for record in records:
         cell = record.cell
-        alike[(cell["method"], float(cell["ratio"]), _corpus(record), cell["seed"])].append(record)
+        key = cell["method"], float(cell["ratio"]), _corpus(record), cell["seed"], *record.stages()
+        alike[key].append(record)
     telling: dict[str, set[str]] = defaultdict(set)
     for (method, *_), members in alike.items():
         if len(members) < 2:
@@ -194,7 +223,8 @@ def _labels(records: Sequence[Record]) -> dict[str, str]:
 def _label(record: Record, names: Sequence[str]) -> str:
     flat = _flat(record.config)
     settings = ", ".join(f"{name.removeprefix('method.')}={flat.get(name)}" for name in names)
-    return f"{record.cell['method']} ({settings})" if settings else str(record.cell["method"])
+    method = "baseline" if record.cell["method"] == BASELINE_METHOD else str(record.cell["method"])
+    return " ".join(filter(None, [method, settings and f"({settings})", *record.stages()]))
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

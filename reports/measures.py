@@ -1,7 +1,8 @@
 """The columns of the reports, and their values for every row of a panel."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from harness.records import Record
 from reports.load import Panel, Row, RowKey
@@ -19,8 +20,62 @@ DIVERSITY = Measure(
     "diversity", "3-gram diversity", (Part("diversity", "ngram_diversity_3"),), kind="number", ranked=False
 )
 GENERATIVE_TASKS = (CODE, MATH, WRITING)
-_KNOWN_TASKS = {m.parts[0].task for m in (*GENERATIVE_TASKS, MULTIPLE_CHOICE, PERPLEXITY, DIVERSITY)}
-_SHARES = {"acc", "acc_norm", "exact_match", "pass@1"}
+
+
+def _drift(metric: str, label: str, kind: str, higher_is_better: bool = False, ranked: bool = True) -> Measure:
+    return Measure(f"drift_{metric}", label, (Part("drift", metric),), kind, higher_is_better, ranked)
+
+
+# Not ranked: entropies, where the texts part of a model that may seldom part, and the perplexity of text that may be
+# likely because it loops.
+DRIFT = (
+    _drift("js", "JS divergence", "number"),
+    _drift("free_js", "free-running JS divergence", "number"),
+    _drift("kl_from_baseline", "KL(baseline ‖ model)", "number"),
+    _drift("kl_to_baseline", "KL(model ‖ baseline)", "number"),
+    _drift("esap", "ESAP", "share", higher_is_better=True),
+    _drift("top1_agreement", "top-1 agreement", "share", higher_is_better=True),
+    _drift("entropy", "entropy", "number", ranked=False),
+    _drift("parting_position", "parting position", "count", ranked=False),
+    _drift("same_text", "same text", "share", higher_is_better=True),
+    _drift("cross_perplexity", "cross-perplexity", "perplexity", ranked=False),
+)
+# Not ranked: what broken text can have as much of as it likes, and how long a text is.
+GENERATION = (
+    Measure("degenerate", "in a loop", (Part("generation", "degenerate"),), higher_is_better=False),
+    Measure("empty", "empty", (Part("generation", "empty"),), higher_is_better=False),
+    Measure("length", "length", (Part("generation", "length"),), kind="count", ranked=False),
+    Measure(
+        "self_repetition", "self-repetition", (Part("generation", "self_repetition"),),
+        higher_is_better=False, ranked=False,
+    ),
+    *(
+        Measure(f"{metric}_{n}", f"{label}{n}", (Part("diversity", f"{metric}_{n}"),), kind="number", ranked=False)
+        for metric, label in (("ngram_diversity", "diversity-"), ("distinct", "distinct-"))
+        for n in (2, 3, 4)
+    ),
+)  # fmt: skip
+
+
+def _calibration(metric: str, label: str, ranked: bool = False) -> Measure:
+    return Measure(metric, label, (Part("calibration_error", metric),), "number", False, ranked)
+
+
+# Not ranked: what is a reference for the error, and what says only its direction.
+CALIBRATION = (
+    _calibration("ece", "ECE", ranked=True),
+    _calibration("ece_adaptive", "adaptive ECE", ranked=True),
+    _calibration("ece_by_chance", "ECE by chance"),
+    _calibration("brier", "Brier score", ranked=True),
+    _calibration("overconfidence", "overconfidence"),
+)
+_KNOWN_TASKS = {
+    m.parts[0].task
+    for m in (*GENERATIVE_TASKS, MULTIPLE_CHOICE, PERPLEXITY, DIVERSITY, *DRIFT, *GENERATION, *CALIBRATION)
+} | {"layers"}  # which have tables of their own
+_SHARES = {"acc", "acc_norm", "exact_match", "pass@1", "win_rate"}
+# How long a text is, and how many verdicts are missing, say nothing of its worth.
+_UNRANKED = {"characters", "verdicts"}
 _DOMAINS = ("code", "math", "writing", "knowledge", "real_text")
 
 
@@ -65,8 +120,10 @@ def main_measures(records: Sequence[Record]) -> list[Measure]:
 def _other_measures(records: Iterable[Record]) -> list[Measure]:
     """One column for each domain of the tasks that have none above, such as lm-eval's: its first metric, which is the
     one that its samples hold."""
+    kept = list(records)
+    known = _KNOWN_TASKS | {m.parts[0].task for m in consistency_measures(kept)}
     firsts: dict[tuple[str, str], Measure] = {}
-    for score in (score for record in records for score in record.scores if score.task not in _KNOWN_TASKS):
+    for score in (score for record in kept for score in record.scores if score.task not in known):
         label = score.domain or score.task
         measure = Measure(
             f"{score.task}_{label}",
@@ -74,6 +131,7 @@ def _other_measures(records: Iterable[Record]) -> list[Measure]:
             (Part(score.task, score.metric, score.domain),),
             kind="share" if score.metric in _SHARES else "number",
             higher_is_better=score.higher_is_better,
+            ranked=score.metric not in _UNRANKED,
         )
         firsts.setdefault((score.task, score.domain), measure)
     return list(firsts.values())
@@ -96,11 +154,37 @@ def domain_measures(records: Iterable[Record], whole: Measure) -> list[Measure]:
     ]
 
 
+def consistency_measures(records: Iterable[Record]) -> list[Measure]:
+    """For each way to ask again: how many questions got the same answer, and the accuracy beside it."""
+    found = {
+        (s.task, s.domain): None for record in records for s in record.scores if s.metric == "consistent"
+    }  # in the order of the tasks
+    return [
+        Measure(f"{task}_{domain}_{metric}", f"{_form(task, domain)}: {label}", (Part(task, metric, domain),))
+        for task, domain in found
+        for metric, label in (("consistent", "same answer"), ("acc", "accuracy"))
+    ]
+
+
+def _form(task: str, domain: str) -> str:
+    return (domain if task == "consistency" else task).replace("_", " ")
+
+
+def diagnostic_measures(records: Sequence[Record]) -> list[Measure]:
+    """Drift, what is to say of the texts, calibration and consistency, where some record has a score for it."""
+    found = {(score.task, score.metric) for record in records for score in record.scores}
+    tasks = {task for task, _ in found}
+    kept = DRIFT * ("drift" in tasks) + GENERATION * ("generation" in tasks) + CALIBRATION
+    known = [m for m in kept if (m.parts[0].task, m.parts[0].metric) in found]
+    return known + consistency_measures(records)
+
+
 def evaluate(panel: Panel) -> Results:
     records = [record for row in panel.all_rows() for record in row.records]
     measures = main_measures(records)
     for whole in (MULTIPLE_CHOICE, PERPLEXITY):
         measures += domain_measures(records, whole)
+    measures += diagnostic_measures(records)
     found: dict[tuple[RowKey, str], Result] = {}
     # Measure by measure, since all rows share the resamples of a measure.
     for measure in measures:
@@ -131,3 +215,23 @@ def weights_megabytes(row: Row) -> float | None:
     """Size of the weights on disk in MB of 10^6 bytes, of the first seed's cell."""
     size = row.records[0].sizes.get("weights_bytes")
     return None if size is None else size / 1e6
+
+
+def memory_reduction(row: Row) -> float | None:
+    """``times_smaller`` of the first seed's cell."""
+    return times_smaller(row.records[0].sizes)
+
+
+def times_smaller(sizes: Mapping[str, Any]) -> float | None:
+    """How many times the weights on disk go into those of the uncompressed model in 16 bits; None where unknown."""
+    names = ("weights_bytes", "baseline_weights_bytes", "baseline_parameters")
+    now, before, count = (sizes.get(name) for name in names)
+    if not now or not before:
+        return None
+    if count and before > 3 * count:  # it is stored in 32 bits
+        before = 2 * count
+    return before / now
+
+
+def any_quantized(rows: Iterable[Row]) -> bool:
+    return any(record.cell.get("quantize") for row in rows for record in row.records)

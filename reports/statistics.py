@@ -32,6 +32,7 @@ RESAMPLES = 2000
 _SCALES: dict[str, tuple[Callable, Callable]] = {
     "share": (np.asarray, np.asarray),
     "number": (np.asarray, np.asarray),
+    "count": (np.asarray, np.asarray),
     "perplexity": (np.log, np.exp),
 }
 _LEVELS = (2.5, 97.5)
@@ -48,7 +49,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Measure:
-    """A column: the mean of its parts. ``kind`` is share (0 to 1), perplexity or number."""
+    """A column: the mean of its parts. ``kind`` is share (0 to 1), perplexity, count or number."""
 
     name: str
     label: str
@@ -72,10 +73,10 @@ class Estimate:
     paired: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Items:
     """A cell's samples as arrays of one length, in the order of (task, domain, item), so that cells line
-    up.
+    up. Two are equal if they are the same object, which lets what was computed from one be remembered.
     """
 
     task: np.ndarray
@@ -205,8 +206,7 @@ def _paired_resamples(
     to, back = _SCALES[measure.kind]
     total = np.zeros(RESAMPLES)
     for part in measure.parts:
-        base = baseline_items.select(part)
-        base_draws = _resampled(measure.kind, part, base, find_score(baseline, part))
+        base, base_draws = _baseline_resampled(measure.kind, part, baseline_items, find_score(baseline, part))
         if base_draws is None:
             return None
         of_seeds = []
@@ -222,27 +222,43 @@ def _paired_resamples(
     return total
 
 
+@lru_cache(maxsize=8)
+def _baseline_resampled(kind: str, part: Part, items: Items, score: Score | None) -> tuple[Items, np.ndarray | None]:
+    """The part's items and ``_resampled`` of them, remembered since every cell is compared with the same baseline."""
+    own = items.select(part)
+    return own, _resampled(kind, part, own, score)
+
+
 def _resampled(kind: str, part: Part, items: Items, score: Score | None) -> np.ndarray | None:
     """The score on RESAMPLES resamples of its items; None where the items do not give the recorded score.
 
     Tasks average either over all items or over their domains; which of the two, the recorded score tells.
     Over domains, each is resampled within itself.
     """
+    strata = strata_of(kind, items, score)
+    if strata is None:
+        return None
+    times = [
+        _times_drawn(f"{part.task}/{part.domain}/{number}/{len(strata)}", int(mask.sum()))
+        for number, mask in enumerate(strata)
+    ]
+    drawn = zip(strata, times, strict=True)
+    return _average(kind, [_statistic(kind, items, mask, draws) for mask, draws in drawn])
+
+
+def strata_of(kind: str, items: Items, score: Score | None) -> list[np.ndarray] | None:
+    """Masks of the items whose averages, averaged again, give the recorded score: all of them, or a domain each.
+
+    None where neither does.
+    """
     if score is None or not len(items.score):
         return None
-    pooled, by_domain = (
-        [np.full(len(items.score), True)],
-        [items.domain == name for name in np.unique(items.domain)],
-    )
+    pooled = [np.full(len(items.score), True)]
+    by_domain = [items.domain == name for name in np.unique(items.domain)]
     for strata in (pooled, by_domain):
         recomputed = _average(kind, [_statistic(kind, items, mask, np.ones((1, mask.sum()))) for mask in strata])[0]
         if np.isclose(recomputed, score.value, rtol=1e-6, atol=1e-9):
-            times = [
-                _times_drawn(f"{part.task}/{part.domain}/{number}/{len(strata)}", int(mask.sum()))
-                for number, mask in enumerate(strata)
-            ]
-            drawn = zip(strata, times, strict=True)
-            return _average(kind, [_statistic(kind, items, mask, draws) for mask, draws in drawn])
+            return strata
     return None
 
 
@@ -250,8 +266,12 @@ def _statistic(kind: str, items: Items, mask: np.ndarray, times: np.ndarray) -> 
     """One number a row of ``times``, which says how often each item counts: the mean score or, for
     perplexity, the sum of negative log-likelihoods over the sum of tokens.
     """
-    total = times @ items.score[mask]
-    return total / (times @ items.weight[mask]) if kind == "perplexity" else total / mask.sum()
+    total = _summed(times, items.score[mask])
+    return total / _summed(times, items.weight[mask]) if kind == "perplexity" else total / mask.sum()
+
+
+def _summed(times: np.ndarray, values: np.ndarray) -> np.ndarray:
+    return (times @ values.astype(times.dtype)).astype(np.float64)
 
 
 def _average(kind: str, strata: Sequence[np.ndarray]) -> np.ndarray:
@@ -264,6 +284,9 @@ def _average(kind: str, strata: Sequence[np.ndarray]) -> np.ndarray:
 # An average uses a handful at a time, for cell after cell; each may take hundreds of megabytes.
 @lru_cache(maxsize=6)
 def _times_drawn(stratum: str, count: int) -> np.ndarray:
-    """(RESAMPLES, count): how often each item is drawn. The same for every cell, which is what pairs them."""
+    """(RESAMPLES, count): how often each item is drawn. The same for every cell, which is what pairs them.
+
+    Small whole numbers, in single precision because reading them is what a report spends its time on.
+    """
     generator = np.random.default_rng(zlib.crc32(stratum.encode()))
-    return generator.multinomial(count, np.full(count, 1 / count), size=RESAMPLES).astype(np.float64)
+    return generator.multinomial(count, np.full(count, 1 / count), size=RESAMPLES).astype(np.float32)

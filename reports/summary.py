@@ -2,10 +2,17 @@
 
 from collections.abc import Sequence
 
-from harness.records import Record, Sample
+from harness.records import STAGES, Record, Sample
+from reports.broken import faults
 from reports.formats import MISSING, format_estimate
-from reports.load import BASELINE_METHOD
-from reports.measures import MULTIPLE_CHOICE, PERPLEXITY, domain_measures, main_measures
+from reports.measures import (
+    MULTIPLE_CHOICE,
+    PERPLEXITY,
+    diagnostic_measures,
+    domain_measures,
+    main_measures,
+    times_smaller,
+)
 from reports.statistics import Items, Measure, difference, estimate
 
 
@@ -16,18 +23,18 @@ def cell_table(
     baseline_samples: Sequence[Sample] | None = None,
 ) -> str:
     """Score, 95 % interval, baseline and difference, a line a measure; then size and expert parameters
-    removed.
+    removed. What is broken stands above.
 
     Differences are paired where both lists of samples are given, by the rules of ``reports.statistics``, so
     that they are the ones that a report will show.
     """
     of_domains = [m for whole in (MULTIPLE_CHOICE, PERPLEXITY) for m in _named(record, whole)]
-    compared = baseline is not None and record.cell["method"] != BASELINE_METHOD
+    compared = baseline is not None and record.cell["id"] != baseline.cell["id"]
     header = ["measure", "score [95 % interval]", "n", *(["baseline", "difference"] if compared else [])]
     items = None if samples is None else Items.from_samples(samples)
     baseline_items = None if baseline_samples is None else Items.from_samples(baseline_samples)
     lines = []
-    for measure in main_measures([record]) + of_domains:
+    for measure in main_measures([record]) + of_domains + diagnostic_measures([record]):
         ours = estimate(measure, [record])
         if ours is None:
             continue
@@ -40,11 +47,12 @@ def cell_table(
         lines.append(line)
     title = " ".join(
         f"{name}={record.cell[name]}"
-        for name in ("model", "method", "ratio", "calibration", "seed")
+        for name in ("model", "method", "ratio", *STAGES, "calibration", "seed")
         if record.cell.get(name) is not None
     )
     table = _aligned([header, *lines]) if lines else "no scores (suite=none)"
-    return "\n".join([title, table, *_size_lines(record)])
+    broken = [f"broken: {fault}" for fault in faults(record)]
+    return "\n".join([title, *broken, table, *_size_lines(record)])
 
 
 def _named(record: Record, whole: Measure) -> list[Measure]:
@@ -65,6 +73,9 @@ def _size_lines(record: Record) -> list[str]:
         before = sizes.get("baseline_weights_bytes")
         was = f" (baseline {before / 1e6:.1f} MB)" if before else ""
         lines.append(f"weights on disk: {sizes['weights_bytes'] / 1e6:.1f} MB{was}")
+    reduction = times_smaller(sizes)
+    if record.cell.get("quantize") and reduction is not None:
+        lines.append(f"memory reduction: {reduction:.2f}x against the uncompressed model in 16 bits")
     if "expert_parameters" in sizes and sizes.get("baseline_expert_parameters"):
         removed = 1 - sizes["expert_parameters"] / sizes["baseline_expert_parameters"]
         lines.append(f"routed-expert parameters removed: {100 * removed:.1f} %")

@@ -4,9 +4,11 @@ CSV.
 
 import csv
 import io
-import math
 from collections.abc import Iterable, Sequence
 
+from reports.best import BOLD_NOTE, clearly_best
+from reports.broken import faults
+from reports.contrasts import Comparer
 from reports.formats import (
     MISSING,
     Table,
@@ -14,7 +16,6 @@ from reports.formats import (
     format_list,
     format_number,
     format_span,
-    format_value,
 )
 from reports.load import NO_CORPUS, Panel, Row
 from reports.measures import (
@@ -23,23 +24,33 @@ from reports.measures import (
     PERPLEXITY,
     Result,
     Results,
+    any_quantized,
+    diagnostic_measures,
     domain_measures,
     main_measures,
+    memory_reduction,
     parameters_removed,
     weights_megabytes,
 )
 from reports.statistics import Measure, find_score
 from reports.usage import Usage, half_overlap, top_quarter_share
 
+_REDUCTION = (
+    " Memory reduction is the size of the uncompressed model's weights in 16 bits over that of the row's, as stored "
+    "(packed integers with their scales and zero points)."
+)
 
-def main_table(results: Results, corpus: str) -> Table:
+
+def main_table(results: Results, corpus: str, comparer: Comparer | None = None) -> Table:
     """Scores with their intervals, by method and ratio."""
     measures = main_measures(_records(results.panel))
     rows = _rows_of(results.panel, corpus)
+    quantized = any_quantized(rows)
     body = [
         _names(row)
         + [_score_text(measure, results.get(row, measure)) for measure in measures]
         + [format_number(weights_megabytes(row), 1), format_number(parameters_removed(row), 1, 100)]
+        + ([format_number(memory_reduction(row), 2)] if quantized else [])
         for row in rows
     ]
     header = [
@@ -48,9 +59,11 @@ def main_table(results: Results, corpus: str) -> Table:
         *(_header(m) for m in measures),
         "size (MB)",
         "expert parameters removed (%)",
+        *(["memory reduction (×)"] if quantized else []),
     ]
     ranked = [(place, measure) for place, measure in enumerate(measures, 2) if measure.ranked]
-    return Table("Scores", header, body, _main_note(measures, rows), _best(results, rows, body, ranked))
+    note = _main_note(measures, rows) + (_REDUCTION if quantized else "")
+    return Table("Scores", header, body, note, _best(results, rows, ranked, comparer))
 
 
 def difference_table(results: Results, corpus: str) -> Table | None:
@@ -64,7 +77,7 @@ def difference_table(results: Results, corpus: str) -> Table | None:
     return Table("Differences from the baseline", header, body, _difference_note(results, rows, measures))
 
 
-def domain_table(results: Results, corpus: str) -> Table | None:
+def domain_table(results: Results, corpus: str, comparer: Comparer | None = None) -> Table | None:
     """Multiple choice and perplexity by domain; None where no score has a domain."""
     records = _records(results.panel)
     choices, texts = (domain_measures(records, whole) for whole in (MULTIPLE_CHOICE, PERPLEXITY))
@@ -77,10 +90,19 @@ def domain_table(results: Results, corpus: str) -> Table | None:
     note = (
         "Multiple choice is the share of questions whose right answer has the highest log-likelihood; "
         "perplexity is per token of held-out text; 95 % intervals as recorded by the task (n: "
-        f"{_counts(measures, rows)}).{_seed_sentence(rows)} The best at each ratio is in bold."
+        f"{_counts(measures, rows)}).{_seed_sentence(rows)} {BOLD_NOTE.capitalize()}."
     )
-    best = _best(results, rows, body, list(enumerate(measures, 2)))
+    best = _best(results, rows, list(enumerate(measures, 2)), comparer)
     return Table("Scores by domain", ["ratio", "method", *header], body, note, best)
+
+
+def scores_table(results: Results, corpus: str, title: str, measures: Sequence[Measure], note: str) -> Table:
+    """The measures of a corpus's rows; of those that are ranked, what is clearly the best of its ratio is in bold."""
+    rows = _rows_of(results.panel, corpus)
+    body = [_names(row) + [_score_text(m, results.get(row, m)) for m in measures] for row in rows]
+    ranked = [(place, measure) for place, measure in enumerate(measures, 2) if measure.ranked]
+    header = ["ratio", "method", *map(_header, measures)]
+    return Table(title, header, body, note, _best(results, rows, ranked))
 
 
 def cost_table(panel: Panel) -> Table:
@@ -145,8 +167,8 @@ def usage_table(usage: Usage) -> Table:
 
 
 def to_csv(all_results: Sequence[Results]) -> str:
-    """The main table and its differences as plain numbers: shares from 0 to 1, sizes in bytes, empty if
-    unknown.
+    """The main table, its differences and the diagnostics as plain numbers: shares from 0 to 1, sizes in bytes, empty
+    if unknown.
     """
     names = (
         "value",
@@ -158,12 +180,16 @@ def to_csv(all_results: Sequence[Results]) -> str:
         "difference_high",
         "difference_paired",
     )
-    measures = list({m.name: m for results in all_results for m in main_measures(_records(results.panel))}.values())
+    of_panels = [_records(results.panel) for results in all_results]
+    columns = (m for records in of_panels for m in main_measures(records) + diagnostic_measures(records))
+    measures = list({m.name: m for m in columns}.values())
+    quantized = any_quantized(row for results in all_results for row in results.panel.rows)
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(
         ["model", "suite", "backend", "calibration", "ratio", "method", "seeds", "weights_bytes"]
-        + ["expert_parameters_removed", *(f"{m.name}_{name}" for m in measures for name in names)]
+        + ["expert_parameters_removed", *(["memory_reduction"] if quantized else [])]
+        + [f"{m.name}_{name}" for m in measures for name in names]
     )
     for results in all_results:
         panel = results.panel
@@ -172,6 +198,9 @@ def to_csv(all_results: Sequence[Results]) -> str:
             line = [panel.model, panel.suite, panel.backend, row.calibration, f"{row.ratio:g}", row.method]
             line += [str(len(row.records)), str(row.records[0].sizes.get("weights_bytes", ""))]
             line.append("" if removed is None else repr(removed))
+            if quantized:
+                reduction = memory_reduction(row)
+                line.append("" if reduction is None else repr(reduction))
             for measure in measures:
                 line += _csv_fields(results.get(row, measure))
             writer.writerow(line)
@@ -187,7 +216,7 @@ def _rows_of(panel: Panel, corpus: str) -> list[Row]:
 
 
 def _names(row: Row) -> list[str]:
-    return [f"{row.ratio:g}", row.method]
+    return [f"{row.ratio:g}", row.label]
 
 
 def _header(measure: Measure, difference: bool = False) -> str:
@@ -208,22 +237,12 @@ def _difference_text(measure: Measure, result: Result | None) -> str:
 def _best(
     results: Results,
     rows: Sequence[Row],
-    body: Sequence[Sequence[str]],
     columns: Sequence[tuple[int, Measure]],
+    comparer: Comparer | None = None,
 ) -> set[tuple[int, int]]:
-    """The places of the best value of each column at each ratio, ties as printed included."""
-    bold = set()
-    for column, measure in columns:
-        by_ratio: dict[float, list[tuple[float, int]]] = {}
-        for place, row in enumerate(rows):
-            result = results.get(row, measure)
-            if row is not results.panel.baseline and result is not None and not math.isnan(result.estimate.value):
-                by_ratio.setdefault(row.ratio, []).append((result.estimate.value, place))
-        for values in by_ratio.values():
-            best = (max if measure.higher_is_better else min)(value for value, _ in values)
-            text = format_value(measure.kind, best)
-            bold |= {(place, column) for value, place in values if format_value(measure.kind, value) == text}
-    return bold
+    """The places of what is clearly the best of its ratio, column by column."""
+    known = comparer or Comparer()
+    return {(place, column) for column, measure in columns for place in clearly_best(results, rows, measure, known)}
 
 
 def _main_note(measures: Sequence[Measure], rows: Sequence[Row]) -> str:
@@ -238,7 +257,8 @@ def _main_note(measures: Sequence[Measure], rows: Sequence[Row]) -> str:
             f"; the generative average is the mean of {format_list(tasks)}, and its half-width the root of "
             "the sum of their squared half-widths over their number"
         )
-    return f"{note}; the best at each ratio is in bold (diversity is not ranked).{_seed_sentence(rows)}"
+    note = f"{note}; {BOLD_NOTE}; diversity is not ranked."
+    return f"{note}{_seed_sentence(rows)}{_broken_sentence(rows)}"
 
 
 def _difference_note(results: Results, rows: Sequence[Row], measures: Sequence[Measure]) -> str:
@@ -282,6 +302,11 @@ def _seed_sentence(rows: Sequence[Row]) -> str:
         f" Rows of several seeds, {named}, are means over seeds (geometric for perplexity); their half-width "
         "adds in quadrature that of the items and Student's t times the standard error over seeds."
     )
+
+
+def _broken_sentence(rows: Sequence[Row]) -> str:
+    told = [f"{row.method}: {'; '.join(found)}" for row in rows for record in row.records if (found := faults(record))]
+    return f" Broken: {'. '.join(told)}." if told else ""
 
 
 def _counts(measures: Iterable[Measure], rows: Sequence[Row]) -> str:

@@ -73,6 +73,14 @@ class CodeTask:
                 "depth": problem.meta["depth"],
             }
             samples.append(
-                Sample(self.name, problem.id, float(passed == tests), domain="code", output=answer, detail=detail)
+                Sample(
+                    self.name,
+                    problem.id,
+                    float(passed == tests),
+                    domain="code",
+                    output=answer,
+                    detail=detail,
+                    prompt=problem.prompt,
+                )
             )
         return TaskResult([share_score(self.name, "pass@1", [sample.score for sample in samples])], samples)

@@ -6,7 +6,7 @@ from functools import lru_cache
 from typing import TypeVar
 
 from harness import intervals
-from harness.errors import WinnowError
+from harness.errors import BrokenModel, WinnowError
 from harness.records import Score
 from tasks.protocol import LogLikelihood
 from tasks.reference import code, knowledge, writing
@@ -55,9 +55,9 @@ def mean_score(task: str, metric: str, values: Sequence[float], seed: int, domai
 
 
 def require_finite(results: Sequence[LogLikelihood], task: str) -> None:
-    """Raises WinnowError for a log-likelihood that is not finite: nothing can be ranked or averaged."""
+    """Raises BrokenModel for a log-likelihood that is not finite: nothing can be ranked or averaged."""
     broken = sum(not math.isfinite(result.logprob) for result in results)
     if broken:
-        raise WinnowError(
+        raise BrokenModel(
             f"{task}: {broken} of {len(results)} log-likelihoods are not finite; check the weights for NaN"
         )

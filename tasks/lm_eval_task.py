@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from harness import intervals
-from harness.errors import WinnowError
+from harness.errors import BrokenModel, WinnowError
 from harness.records import Sample, Score
 from tasks.protocol import Backend, TaskResult
 
@@ -64,6 +64,20 @@ class LmEvalTask:
             raise WinnowError(f'{self.name}: lm-eval is not installed: pip install "moe-winnow[eval]"')
 
     def run(self, backend: Backend) -> TaskResult:
+        return self.score(backend, self._load)
+
+    def tokens_to_write(self) -> int:
+        """At most: those of its tasks that write, each of their documents as long as its task allows."""
+        with _quiet():
+            tasks = self._load()["tasks"].values()
+        writing = [task for task in tasks if task.get_config("output_type") == "generate_until"]
+        return sum(self._documents(task) * _max_tokens(task.get_config("generation_kwargs")) for task in writing)
+
+    def _documents(self, task: Any) -> int:
+        return min(len(task.eval_docs), self.limit or len(task.eval_docs))
+
+    def score(self, backend: Backend, load: Callable[[], Any]) -> TaskResult:
+        """The scores of what ``load`` gives: tasks and groups as of ``lm_eval.tasks.TaskManager.load``."""
         from harness.lm_eval_models import language_model
 
         with _quiet():
@@ -71,7 +85,7 @@ class LmEvalTask:
         if self.chat_template and not getattr(model.tokenizer, "chat_template", None):
             raise WinnowError(f"{self.name}: chat_template=true, but the model's tokenizer has no chat template")
         with _quiet():
-            loaded = self._load()
+            loaded = load()
             results = self._evaluate(model, loaded)
         scores: dict[tuple[str, str], Score] = {}
         samples: list[Sample] = []
@@ -133,7 +147,7 @@ class LmEvalTask:
     def _require_finite(self, task: str, rows: Sequence[Mapping[str, Any]]) -> None:
         broken = sum(not all(map(math.isfinite, _logprobs(row))) for row in rows)
         if broken:
-            raise WinnowError(
+            raise BrokenModel(
                 f"{self.name}: log-likelihoods of {broken} of {len(rows)} items of {task} are not finite; check the "
                 "weights for NaN"
             )
@@ -202,6 +216,14 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(before)
+
+
+def _max_tokens(settings: Mapping[str, Any] | None) -> int:
+    from lm_eval.models.utils import normalize_gen_kwargs
+
+    from harness.lm_eval_models import MAX_GEN_TOKS
+
+    return int(normalize_gen_kwargs(dict(settings or {}), MAX_GEN_TOKS)["max_gen_toks"])
 
 
 def _metric_name(metric: str, filter_name: str) -> str:

@@ -60,5 +60,7 @@ class MathTask:
             given, expected = final_answer(answer), str(problem.meta["answer"])
             detail = {"given": given, "expected": expected, "steps": problem.meta["steps"]}
             score = float(is_equal(given, expected))
-            samples.append(Sample(self.name, problem.id, score, domain="math", output=answer, detail=detail))
+            samples.append(
+                Sample(self.name, problem.id, score, domain="math", output=answer, detail=detail, prompt=problem.prompt)
+            )
         return TaskResult([share_score(self.name, "exact_match", [sample.score for sample in samples])], samples)

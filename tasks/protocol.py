@@ -1,10 +1,10 @@
 """What a task asks of a backend, and what it gives back."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from harness.backends import LogLikelihood, Sampling, TokenLogprobs
+from harness.backends import Distributions, LogLikelihood, Sampling, TokenLogprobs
 from harness.records import Sample, Score
 
 
@@ -12,13 +12,23 @@ class Backend(Protocol):
     """A model that can write and score text. ``progress`` names the bar that a person sees.
 
     ``max_length``: the longest sequence in tokens; ``seconds``: time spent so far, by what it was spent on ("generate",
-    "score"); ``facts``: what is worth knowing of the engine, such as its "version".
+    "score"); ``facts``: what is worth knowing of the engine, such as its "version"; ``has_chat_template``: whether it
+    can be asked in messages.
     """
 
     name: str
     max_length: int
     seconds: dict[str, float]
     facts: dict[str, Any]
+    has_chat_template: bool
+
+    def prompt(self, prompt: str | Sequence[Mapping[str, str]], **options: Any) -> str:
+        """What the model reads: a plain text behind its beginning-of-text token, or messages in its chat template.
+
+        Messages are {"role", "content"}; a last one of the assistant is left open, to be gone on with. ``options``
+        go to the template. The other methods take texts as they are.
+        """
+        ...
 
     def generate(
         self,
@@ -46,6 +56,15 @@ class Backend(Protocol):
         """For each text the log-probability of every token but the first, and of the ``top`` likeliest in its place."""
         ...
 
+    def distributions(
+        self, pairs: Sequence[tuple[str, str]], positions: int, progress: str = ""
+    ) -> Iterator[tuple[int, Distributions]]:
+        """(place, what was expected along the continuation) of each (context, continuation), in any order.
+
+        Whole distributions at the first ``positions`` tokens, or as much of them as the engine gives.
+        """
+        ...
+
     def close(self) -> None:
         """Free the model: nothing can be asked afterwards."""
         ...
@@ -58,6 +77,15 @@ class TaskResult:
 
 
 class Task(Protocol):
+    """Tasks that need more than the model have, instead of ``run``:
+
+    - ``run_on(samples)`` scores what the tasks before it wrote,
+    - ``run_against(backend, samples, baseline)`` sees that and the samples of the uncompressed model (None where this
+      is the uncompressed model, empty where none are kept),
+    - ``observe(backend, samples, baseline)`` sees the same, and what it returns goes to ``compare(seen, backend)`` with
+      the uncompressed model's backend: two models are measured against each other, and never open at once.
+    """
+
     name: str
 
     def run(self, backend: Backend) -> TaskResult: ...

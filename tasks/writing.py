@@ -28,7 +28,11 @@ class WritingTask:
             result = reference.score(story, problem.meta["elements"])
             detail = {"form": bool(result["form"])}
             score = float(result["elements"])
-            samples.append(Sample(self.name, problem.id, score, domain="writing", output=story, detail=detail))
+            samples.append(
+                Sample(
+                    self.name, problem.id, score, domain="writing", output=story, detail=detail, prompt=problem.prompt
+                )
+            )
         elements = mean_score(self.name, "elements", [sample.score for sample in samples], self.seed)
         form = share_score(self.name, "form", [float(sample.detail["form"]) for sample in samples])
         return TaskResult([elements, form], samples)

@@ -4,9 +4,10 @@ Independent of the calibration pass and of the family table: it finds the router
 of their classes, keeps what goes in and what comes out, and adds up one token and one expert at a time.
 """
 
+import copy
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +15,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from harness.statistics import ExpertWeights, Statistics
+from harness.statistics import ExpertWeights, Routing, Statistics
 from tests.brute_force_coverage import coverage_statistics
 
 
@@ -142,7 +143,24 @@ def brute_force_statistics(model: PreTrainedModel, documents: list[list[int]]) -
         tokens=sum(len(d) for d in documents),
         layers=layers,
         expert_weights=lambda layer, expert: weights_of(model, layer, expert),
+        router=lambda layer, inputs: pruned_routing(model, layer, inputs),
     )
+
+
+def pruned_routing(model: PreTrainedModel, layer: int, inputs: np.ndarray) -> Routing:
+    """What the router of one layer answers with some of its rows cut out of a copy of it.
+
+    The families of ``tests.tiny.FAMILY_NAMES``, whose routers are a matrix of rows and nothing else.
+    """
+
+    def routing(kept: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        router = copy.deepcopy(moe_blocks(model)[layer].router)
+        router.weight = nn.Parameter(router.weight[list(kept)])
+        with torch.no_grad():
+            named = router_answer(router(torch.from_numpy(inputs).float()), len(kept))
+        return named["gates"].double().numpy(), named["indices"].numpy()
+
+    return routing
 
 
 def _layer_statistics(model: PreTrainedModel, layer: int, seen: list[RoutedDocument]) -> dict[str, np.ndarray]:
@@ -168,6 +186,7 @@ def _layer_statistics(model: PreTrainedModel, layer: int, seen: list[RoutedDocum
             tokens += 1
             _add_token(total, functions, document, t)
     total["output_mean"] /= tokens
+    total |= _sampled(functions, seen)
     for document in seen:
         share = len(document.logits) / tokens
         for i in range(num_experts):
@@ -176,6 +195,15 @@ def _layer_statistics(model: PreTrainedModel, layer: int, seen: list[RoutedDocum
                 cosine = float(a @ b) / math.sqrt(float(a @ a) * float(b @ b))
                 total["router_document_distance"][i, j] += share * (1.0 - cosine)
     return total
+
+
+def _sampled(functions: list[Callable[[np.ndarray], np.ndarray]], seen: list[RoutedDocument]) -> dict[str, np.ndarray]:
+    """Of every token: these tests have fewer than a sample has at most. The pass sees the longest documents first."""
+    hidden = np.concatenate([document.hidden for document in sorted(seen, key=lambda document: -len(document.hidden))])
+    assert len(hidden) <= 2048
+    outputs = np.array([[f(x) for x in hidden] for f in functions])
+    gram = [[[float(a @ b) for a, b in zip(one, other, strict=True)] for other in outputs] for one in outputs]
+    return {"sampled_inputs": hidden, "sampled_output_gram": np.array(gram)}
 
 
 def _add_token(

@@ -53,6 +53,20 @@ class TokenLogprobs:
         return TokenLogprobs(np.array(tokens[1:], dtype=np.int64), np.zeros(0, dtype=np.float32), none, numbers)
 
 
+@dataclass(frozen=True)
+class Distributions:
+    """What a model expected along a continuation of T tokens: ``tokens`` and their ``logprobs`` (T,).
+
+    ``expected`` (P, n), at the first P of these places, holds the log-probabilities of the whole vocabulary or, where
+    ``expected_tokens`` (P, n) names them, of the n likeliest tokens, likeliest first.
+    """
+
+    tokens: np.ndarray
+    logprobs: np.ndarray
+    expected: np.ndarray
+    expected_tokens: np.ndarray | None = None
+
+
 @contextmanager
 def timed(seconds: dict[str, float], what: str) -> Iterator[None]:
     """Adds the seconds that its block takes to ``seconds[what]``."""

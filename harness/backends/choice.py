@@ -12,14 +12,25 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from harness.backends import vllm_guard
+from harness.data_sets import rows
 from harness.errors import WinnowError
 
 WORTH_A_START = 500_000
 
 
 def tokens_to_write(tasks: Iterable[Any]) -> int:
-    """An upper bound of the tokens that the tasks generate: items x max_new_tokens of each that generates."""
-    return sum(task.items * task.max_new_tokens for task in tasks if hasattr(task, "max_new_tokens"))
+    """An upper bound of the tokens that the tasks generate: what a task says itself (``tokens_to_write()``), or its
+    items (None: all of its data set) x max_new_tokens."""
+    return sum(_tokens_of(task) for task in tasks)
+
+
+def _tokens_of(task: Any) -> int:
+    if hasattr(task, "tokens_to_write"):
+        return int(task.tokens_to_write())
+    if not hasattr(task, "max_new_tokens"):
+        return 0
+    items = len(rows(task.data_set, task.root)) if task.items is None else task.items
+    return int(items * task.max_new_tokens)
 
 
 def choose(backend: Mapping[str, Any], model_config: Mapping[str, Any], tasks: Iterable[Any]) -> tuple[Any, str]:

@@ -5,7 +5,7 @@ are added to any text. All is deterministic; the batch a request falls into chan
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,21 +14,24 @@ import transformers
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from harness.backends import LogLikelihood, Sampling, TokenLogprobs, timed
+from harness.backends import Distributions, LogLikelihood, Sampling, TokenLogprobs, timed
 from harness.backends.decoding import Choice, StopStrings, roomy_cache, select_rows
 from harness.backends.tokens import (
     Request,
     cut,
     decode,
     encode,
+    has_chat_template,
+    prompt_text,
     prompts_that_fit,
     scoring_requests,
     stops_by_prompt,
     windows,
 )
 from harness.errors import WinnowError
-from harness.loading import load_model, load_tokenizer
+from harness.loading import load_model, load_tokenizer, resolve_checkpoint
 from harness.progress import bar as progress_bar
+from harness.quantize import served_facts
 
 # Finished sequences leave the batch once they are this share of it: each departure copies the cache.
 COMPACT_SHARE = 0.25
@@ -54,6 +57,7 @@ class HFBackend:
             raise WinnowError(f"batch_size={batch_size}, max_length={max_length}: needs at least 1 and 2")
         self.model, self.tokenizer, self.batch_size = model.eval(), tokenizer, batch_size
         config = model.config.get_text_config()
+        self.has_chat_template = has_chat_template(tokenizer)
         self.seconds = {"generate": 0.0, "score": 0.0}
         self.facts: dict[str, Any] = {"version": transformers.__version__}
         self.max_length: int = max_length or getattr(config, "max_position_embeddings", None) or 2048
@@ -72,6 +76,10 @@ class HFBackend:
     def close(self) -> None:
         """Free the model."""
         del self.model
+
+    def prompt(self, prompt: str | Sequence[Mapping[str, str]], **options: Any) -> str:
+        """The text or messages as the model reads them (``tokens.prompt_text``)."""
+        return prompt_text(self.tokenizer, prompt, options)
 
     def generate(
         self,
@@ -165,6 +173,28 @@ class HFBackend:
                     )
                 bar.update(len(batch))
         return results
+
+    def distributions(
+        self, pairs: Sequence[tuple[str, str]], positions: int, progress: str = ""
+    ) -> Iterator[tuple[int, Distributions]]:
+        """For each (context, continuation) the log-probabilities of the whole vocabulary, float32, at the first
+        ``positions`` tokens of the continuation; batch by batch, longest first, tokenized as ``loglikelihood`` does.
+        """
+        requests = list(scoring_requests(self.tokenizer, pairs, self.max_length + 1))
+        with timed(self.seconds, "score"), progress_bar(progress, len(requests)) as bar:
+            for batch, logits in self._forward_all([[*r.context, *r.continuation] for r in requests]):
+                for row, place in enumerate(batch):
+                    request = requests[place]
+                    count, start = len(request.continuation), len(request.context) - 1
+                    logprobs = logits[row, start : start + count].float().log_softmax(-1)
+                    own = logprobs[torch.arange(count), request.continuation]
+                    yield (
+                        request.index,
+                        Distributions(
+                            np.array(request.continuation), own.cpu().numpy(), logprobs[:positions].cpu().numpy()
+                        ),
+                    )
+                bar.update(len(batch))
 
     # Batches
 
@@ -304,4 +334,7 @@ def _gather(logits: Tensor, targets: Sequence[Sequence[int]]) -> list[Tensor]:
 
 def open_checkpoint(folder: str, dtype: str, device: Any, batch_size: int, max_length: int | None) -> HFBackend:
     """The backend of ``backend=hf``: the model and tokenizer in ``folder``. Raises WinnowError as they do."""
-    return HFBackend(load_model(folder, dtype, device), load_tokenizer(folder), batch_size, max_length)
+    path = resolve_checkpoint(folder)
+    backend = HFBackend(load_model(path, dtype, device), load_tokenizer(path), batch_size, max_length)
+    backend.facts |= served_facts(path)
+    return backend

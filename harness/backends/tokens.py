@@ -1,11 +1,13 @@
 """What every backend does with texts and tokens before and after the model runs. Free of torch and of vLLM."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from harness.errors import WinnowError
 
+# Stands at the end of an answer that the model is to go on with, until the chat template has been applied.
+OPEN_END = "[[the-answer-goes-on-here]]"
 # Prompt tokens decoded along with an answer, because some tokenizers drop the space that begins a text.
 DECODE_CONTEXT = 8
 
@@ -25,6 +27,37 @@ def encode(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
         return []
     encoded: list[list[int]] = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
     return encoded
+
+
+def has_chat_template(tokenizer: Any) -> bool:
+    return bool(getattr(tokenizer, "chat_template", None))
+
+
+def prompt_text(tokenizer: Any, prompt: str | Sequence[Mapping[str, str]], options: Mapping[str, Any]) -> str:
+    """What a model reads: a plain text behind the beginning-of-text token that its tokenizer would add, or messages as
+    its chat template writes them, ready for the answer. A last message of the assistant stays open to be gone on with.
+
+    ``options`` go to the template (such as ``enable_thinking``). Raises WinnowError where there is no template, and
+    where it refuses the messages.
+    """
+    if isinstance(prompt, str):
+        first = tokenizer.bos_token
+        adds = first is not None and tokenizer.encode("a")[:1] == [tokenizer.bos_token_id]
+        return f"{first}{prompt}" if adds and not prompt.startswith(first) else prompt
+    if not has_chat_template(tokenizer):
+        raise WinnowError("the model's tokenizer has no chat template: take chat=false")
+    messages = [dict(message) for message in prompt]
+    goes_on = messages[-1]["role"] == "assistant"
+    if goes_on:
+        messages[-1]["content"] += OPEN_END
+    try:
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=not goes_on, **options)
+    except Exception as error:  # of the template's own code
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise WinnowError(
+            f"the model's chat template refuses the task's messages ({reason}): take chat=false"
+        ) from error
+    return str(text).partition(OPEN_END)[0]
 
 
 def decode(tokenizer: Any, prompt: list[int], tokens: list[int]) -> str:

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -18,11 +18,22 @@ from typing import Any, Protocol
 import numpy as np
 from filelock import FileLock, Timeout
 
-from harness.backends import LogLikelihood, Sampling, TokenLogprobs, timed, vllm_guard
-from harness.backends.tokens import cut, decode, encode, prompts_that_fit, scoring_requests, stops_by_prompt, windows
+from harness.backends import Distributions, LogLikelihood, Sampling, TokenLogprobs, timed, vllm_guard
+from harness.backends.tokens import (
+    cut,
+    decode,
+    encode,
+    has_chat_template,
+    prompt_text,
+    prompts_that_fit,
+    scoring_requests,
+    stops_by_prompt,
+    windows,
+)
 from harness.errors import WinnowError
 from harness.loading import load_tokenizer, resolve_checkpoint
 from harness.progress import bar as progress_bar
+from harness.quantize import served_facts, served_folder
 
 # Greedy scoring of a prompt: the engine always writes a token, so one is written and thrown away.
 SCORE = {"max_tokens": 1, "temperature": 0.0, "detokenize": False}
@@ -122,11 +133,16 @@ class VLLMBackend:
     def __init__(self, engine: Engine, tokenizer: Any) -> None:
         self.tokenizer, self._engine, self.facts = tokenizer, engine, engine.facts
         self.max_length: int = self.facts["max_length"]
+        self.has_chat_template = has_chat_template(tokenizer)
         self.seconds = {"generate": 0.0, "score": 0.0}
 
     def close(self) -> None:
         """End the engine; its memory is free afterwards."""
         self._engine.close()
+
+    def prompt(self, prompt: str | Sequence[Mapping[str, str]], **options: Any) -> str:
+        """The text or messages as the model reads them (``tokens.prompt_text``)."""
+        return prompt_text(self.tokenizer, prompt, options)
 
     def generate(
         self,
@@ -207,6 +223,29 @@ class VLLMBackend:
             )
         return results
 
+    def distributions(
+        self, pairs: Sequence[tuple[str, str]], positions: int, progress: str = ""
+    ) -> Iterator[tuple[int, Distributions]]:
+        """For each (context, continuation) the ``max_logprobs`` likeliest tokens at the first ``positions`` places of
+        the continuation, tokenized as ``loglikelihood`` does."""
+        requests = list(scoring_requests(self.tokenizer, pairs, self.max_length - 1))
+        top = int(self.facts["max_logprobs"]) if positions else 0
+        scored = self.score_tokens([[*r.context, *r.continuation] for r in requests], top, progress)
+        for request, places in zip(requests, scored, strict=True):
+            along = places[-len(request.continuation) :]
+            ranked = [sorted(place.items(), key=lambda item: -item[1])[:top] for place in along[:positions]]
+            width = min(map(len, ranked), default=0)
+            likeliest = np.array([best[:width] for best in ranked], dtype=np.float64).reshape(len(ranked), width, 2)
+            yield (
+                request.index,
+                Distributions(
+                    np.array(request.continuation),
+                    np.array([place[token] for token, place in zip(request.continuation, along, strict=True)]),
+                    likeliest[..., 1],
+                    likeliest[..., 0].astype(np.int64),
+                ),
+            )
+
     def score_tokens(self, sequences: list[list[int]], top: int, progress: str = "") -> list[list[dict[int, float]]]:
         """For each sequence and each of its tokens but the first, {token: log-probability} of the token itself and of
         the ``top`` likeliest there. A sequence has at most ``max_length`` - 1 tokens."""
@@ -284,7 +323,6 @@ def open_checkpoint(
     if kv_cache_gib is None and on_cpu:
         kv_cache_gib = 1.0
     options: dict[str, Any] = {
-        "model": str(path),
         "dtype": dtype,
         "max_model_len": max_length,
         "tensor_parallel_size": tensor_parallel_size,
@@ -302,4 +340,9 @@ def open_checkpoint(
     if on_cpu and threads:
         binding = os.environ.get("VLLM_CPU_OMP_THREADS_BIND", "nobind")
         environment |= {"OMP_NUM_THREADS": threads, "VLLM_CPU_OMP_THREADS_BIND": binding}
-    return VLLMBackend(EngineProcess(options, environment, start_seconds), load_tokenizer(path))
+    with served_folder(path) as served:  # the engine has read it once it has started
+        backend = VLLMBackend(
+            EngineProcess(options | {"model": str(served)}, environment, start_seconds), load_tokenizer(path)
+        )
+    backend.facts |= served_facts(path)
+    return backend

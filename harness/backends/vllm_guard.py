@@ -16,6 +16,7 @@ from harness.backends.vllm_plugin import VERSIONS
 from harness.checkpoint import SECTION, CheckpointReader, check_checkpoint
 from harness.errors import WinnowError
 from harness.families import family_of, read_config
+from harness.skipping import SECTION as SKIPPING
 
 INSTALL = 'install it with `make vllm`, or `pip install "moe-winnow[vllm]"` where there is a GPU'
 
@@ -46,6 +47,8 @@ def reason_against(config: Mapping[str, Any]) -> str:
     found = installed_version()
     if found is None:
         return f"vLLM is not installed: {INSTALL}"
+    if SKIPPING in config:
+        return "dynamic expert skipping is known to the transformers backend alone: take backend=hf"
     family = family_of(config)
     name, served = f"architecture '{family.model_type}'", family.served
     if served is None:

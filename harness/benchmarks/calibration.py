@@ -21,10 +21,10 @@ from harness.calibration import collect
 from harness.calibration_coverage import NAMES as COVERAGE_NAMES
 from harness.corpora import TokenSequence
 from harness.families import FAMILIES
-from harness.statistics import RELEASED, SQUARE, STATISTICS
+from harness.statistics import RELEASED, SAMPLED, SQUARE, STATISTICS
 
 # What the pruning criteria read: no router logits of all experts against all, no output of unrouted experts.
-PRUNING = frozenset(STATISTICS) - {"output_mean", *SQUARE} - COVERAGE_NAMES
+PRUNING = frozenset(STATISTICS) - {"output_mean", *SQUARE} - COVERAGE_NAMES - SAMPLED
 # What coverage reads as it is, by any of its channel scores; not the moving averages of the released code.
 COVERAGE = (COVERAGE_NAMES | {"frequency"}) - RELEASED
 MAX_PRUNING_RATIO = 1.25
@@ -87,7 +87,7 @@ def main() -> int:
         "plain": plain,
         "pruning": calibration(PRUNING),
         "coverage": calibration(COVERAGE),
-        "everything": calibration(frozenset(STATISTICS)),
+        "everything": calibration(frozenset(STATISTICS) - SAMPLED),
     }
     plain()  # touches the weights for the first time
     peaks = {name: peak_megabytes(run) for name, run in work.items()}

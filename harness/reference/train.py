@@ -42,7 +42,8 @@ def build_model(recipe: Recipe) -> Qwen3MoeForCausalLM:
         moe_intermediate_size=recipe.expert_width,
         num_experts=recipe.num_experts,
         num_experts_per_tok=recipe.top_k,
-        norm_topk_prob=True,
+        # Renormalised over a single expert, every gate value were 1 and the router would learn nothing from the text.
+        norm_topk_prob=recipe.top_k > 1,
         tie_word_embeddings=True,
         max_position_embeddings=2048,
         bos_token_id=None,
@@ -325,7 +326,12 @@ def main() -> None:
     workers = options.pop("workers")
     options["dense_layers"] = tuple(options.pop("dense_layers"))
     places = Places(*(options.pop(name) for name in ("state_dir", "log_dir", "out", "save_minutes")))
-    train(Recipe(**options), places, workers)
+    recipe = Recipe(**options)
+    folders = {name: getattr(places, name) for name in ("out", "state_dir", "log_dir")}
+    taken = [f"--{name.replace('_', '-')}" for name, path in folders.items() if path == parser.get_default(name)]
+    if taken and recipe != Recipe():
+        parser.error(f"another recipe than the shipped model's needs folders of its own: give {', '.join(taken)}")
+    train(recipe, places, workers)
 
 
 if __name__ == "__main__":

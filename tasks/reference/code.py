@@ -94,11 +94,12 @@ def _draw_steps(depth: int, rng: random.Random) -> list[Step]:
     return steps
 
 
-def _write_prompt(steps: Sequence[Step], rng: random.Random) -> str:
-    phrases = [rng.choice(p.phrases).replace("@", str(constant)) for p, constant in steps]
-    if phrases[-1].startswith("take "):
-        phrases[-1] = "return " + phrases[-1].removeprefix("take ")
-    text = ", then ".join(phrases)
+def write_prompt(steps: Sequence[Step], phrases: Sequence[str]) -> str:
+    """The function's head and docstring, with one of its primitive's phrases for each step."""
+    *before, last = (phrase.replace("@", str(k)) for phrase, (_, k) in zip(phrases, steps, strict=True))
+    if last.startswith("take "):
+        last = "return " + last.removeprefix("take ")
+    text = ", then ".join([*before, last])
     return f'def f({steps[0][0].takes}):\n    """{text[0].upper()}{text[1:]}."""'
 
 
@@ -117,7 +118,7 @@ def _composition_key(steps: Sequence[Step]) -> str | None:
 def _draw_problem(split: Split, depth: int, rng: random.Random, seen: set[str]) -> Problem | None:
     """One try at a new problem of the split and depth; the cheap refusals come before the tests are made."""
     steps = _draw_steps(depth, rng)
-    prompt = _write_prompt(steps, rng)
+    prompt = write_prompt(steps, [rng.choice(primitive.phrases) for primitive, _ in steps])
     if prompt in seen or split_of(prompt, _composition_key(steps)) != split:
         return None
     tests = _make_tests(steps, prompt)

@@ -56,3 +56,11 @@ def test_a_backend_asked_for_by_name_is_taken_or_refused(build: str) -> None:
     assert choice.choose({"name": "hf"}, {"model_type": "lfm2_moe"}, [])[1] == ""
     with pytest.raises(WinnowError, match="backend=vllm: architecture 'lfm2_moe'"):
         choice.choose({"name": "vllm"}, {"model_type": "lfm2_moe"}, [])
+
+
+def test_tasks_on_data_sets_and_tasks_that_count_for_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choice, "rows", lambda name, root: [{}] * 7)
+    whole = SimpleNamespace(items=None, max_new_tokens=100, data_set="gsm8k", root=None)
+    assert (
+        choice.tokens_to_write([whole, SimpleNamespace(tokens_to_write=lambda: 5), SimpleNamespace(items=None)]) == 705
+    )

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from harness import cli, experiment, rewrite, sweep
+from harness import checkpoint_writer, cli, experiment, sweep
 from tests.tiny import save_tiny
 
 TEXTS = [
@@ -265,7 +265,7 @@ def test_a_full_disk_leaves_no_half_written_checkpoint(
         raise OSError(28, "No space left on device")
 
     out = tmp_path / "out"
-    monkeypatch.setattr(rewrite, "save_file", full)
+    monkeypatch.setattr(checkpoint_writer, "save_file", full)
     assert winnow(monkeypatch, *local(model, corpus, out)) == 2
     assert "no space" in capfd.readouterr().err.lower()
     assert not (out / "checkpoint").exists()

@@ -5,6 +5,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
 from harness.corpora import (
     Document,
@@ -15,12 +16,19 @@ from harness.corpora import (
     mixture,
     tokenize,
 )
+from harness.data_sets import DATA_SETS
 from harness.errors import WinnowError
 from tests.tiny import byte_tokenizer
 
 ROWS = [
     {"text": f"text {i}", "origin": "odd" if i % 2 else "even", "question": f"q{i}", "answer": f"a{i}"}
     for i in range(20)
+]
+TURNS = [{"role": "user", "content": "1+1"}, {"role": "assistant", "content": "2"}]
+TOOL_TURNS = [
+    {"role": "user", "content": [{"type": "text", "text": "fix it"}, {"type": "image"}]},
+    {"role": "assistant", "content": "look", "tool_calls": [{"function": {"name": "ls", "arguments": "{}"}}]},
+    {"role": "tool", "content": "a.py"},
 ]
 TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
 
@@ -84,6 +92,17 @@ def test_messages_become_the_text_where_there_is_none(tmp_path):
     assert document.messages == (("user", "hi"), ("assistant", "yes"))
 
 
+def test_messages_may_be_json_and_may_call_tools(tmp_path):
+    calls = [{"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "ls"}}]}]
+    rows = [{"messages": TOOL_TURNS}, {"messages": json.dumps(TOOL_TURNS)}, {"messages": calls}]
+    listed, as_json, called = local_files(write_jsonl(tmp_path / "a.jsonl", rows))
+    assert listed == as_json
+    assert listed.messages == (
+        ("user", "fix it"), ("assistant", 'look\n{"name": "ls", "arguments": "{}"}'), ("tool", "a.py"),
+    )  # fmt: skip
+    assert called.messages == (("assistant", '{"name": "ls"}'),)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -91,6 +110,8 @@ def test_messages_become_the_text_where_there_is_none(tmp_path):
         ("a.jsonl", '["x"]\n', "line 1 is not a JSON object"),
         ("a.jsonl", '{"body": "x"}\n', "no text in column 'text'; columns: body"),
         ("a.jsonl", '{"text": 3}\n', "no text in column 'text'"),
+        ("a.jsonl", '{"messages": "not json"}\n', "'messages' is not a list of {role, content}"),
+        ("a.jsonl", '{"messages": [{"role": "user", "content": ["x"]}]}\n', "'messages' is not a list"),
         ("a.jsonl", '{"messages": ["x"]}\n', "'messages' is not a list of {role, content}"),
         ("a.parquet", "not parquet", "not a valid parquet file"),
         ("a.csv", "x", "expected a file named .jsonl"),
@@ -151,6 +172,8 @@ def test_bad_hub_datasets_say_what_is_wrong(hub_folder, tmp_path):
         hub_dataset(hub_folder, "train", text_column="body")
     with pytest.raises(WinnowError, match="cannot load the data set .*split test"):
         hub_dataset(hub_folder, "test", text_column="text")
+    with pytest.raises(WinnowError, match="without a network: winnow-data stage --calibration mine --to DIR"):
+        hub_dataset(hub_folder, "test", text_column="text", staged_as="mine")
     with pytest.raises(WinnowError, match="chat needs column 'nothing'"):
         hub_dataset(hub_folder, "train", text_column="text", chat={"user": "nothing"})
     with pytest.raises(WinnowError, match="num_sequences must be at least 1"):
@@ -188,7 +211,7 @@ def test_mixture_takes_its_parts_from_other_configs():
 @pytest.mark.parametrize(
     ("parts", "message"),
     [
-        (["three:4"], "unknown calibration corpus 'three' in the mixture; known: one, two"),
+        (["three:4"], "unknown calibration corpus 'three'; known: one, two"),
         (["one"], "'one' is not NAME:NUMBER"),
         (["one:none"], "is not NAME:NUMBER"),
         (["one:0"], "is not NAME:NUMBER"),
@@ -210,6 +233,26 @@ def test_errors_reach_the_user_through_hydra(tmp_path):
         load_documents(conf.corpus)
 
 
+def test_every_calibration_config_is_whole():
+    from pathlib import Path
+
+    import harness
+
+    folder = Path(harness.__file__).parents[1] / "conf" / "calibration"
+    names = [path.stem for path in folder.glob("[!_]*.yaml")]
+    assert {"agentic", "air_gapped", "xlam_function_calling"} <= set(names)
+    for name in names:
+        node = calibration_conf(name, *(["calibration.path=x"] if name == "local" else []))
+        assert node.name == name
+        if name in ("agentic", "air_gapped"):
+            assert {part.split(":")[0] for part in node.parts} <= set(names)
+        corpus = OmegaConf.to_container(node.corpus, resolve=True)
+        assert corpus.get("staged_as", name) == name
+        if corpus["_target_"] == "harness.corpora.staged_corpus":
+            assert corpus["name"] == name
+            assert DATA_SETS[name].kind == "corpus"
+
+
 def test_mixture_without_hydra_says_so():
     with pytest.raises(WinnowError, match="needs Hydra"):
         mixture(["one:1"])
@@ -222,14 +265,14 @@ def calibration_conf(*overrides):
 
     name, *rest = overrides
     with initialize_config_dir(str(Path(harness.__file__).parents[1] / "conf"), version_base="1.3"):
-        return compose(f"calibration/{name}", overrides=rest).calibration
+        return compose(f"calibration/{name}", overrides=[*rest, "+data.root=null"]).calibration
 
 
 def test_local_config_reads_any_file(tmp_path):
     path = write_jsonl(tmp_path / "a.jsonl", ROWS)
     node = calibration_conf("local", f"calibration.path={path}", "calibration.max_length=256")
     assert texts(load_documents(node.corpus)) == [row["text"] for row in ROWS]
-    assert (node.max_length, node.packing, node.chat_template) == (256, False, False)
+    assert (node.max_length, node.packing, node.chat_template) == (256, False, "auto")
 
 
 @pytest.mark.parametrize(
@@ -243,6 +286,17 @@ def test_local_config_reads_any_file(tmp_path):
             {"messages": [{"role": "user", "content": "1+1"}, {"role": "assistant", "content": "2"}]},
             "1+1\n\n2",
         ),
+        ("mixture_of_thoughts_math", {"messages": TURNS, "num_tokens": 2, "source": "s"}, "1+1\n\n2"),
+        (
+            "xlam_function_calling",
+            {"id": 0, "query": "Rain?", "tools": '[{"name": "rain"}]', "answers": '[{"name": "rain"}]'},
+            '[{"name": "rain"}]\n\nRain?\n\n[{"name": "rain"}]',
+        ),
+        (
+            "swe_smith",
+            {"messages": json.dumps([*TOOL_TURNS]), "instance_id": "i", "resolved": True},
+            'fix it\n\nlook\n{"name": "ls", "arguments": "{}"}\n\na.py',
+        ),
     ],
 )
 def test_hub_configs_read_a_local_folder_with_their_columns(tmp_path, monkeypatch, name, columns, text):
@@ -250,9 +304,13 @@ def test_hub_configs_read_a_local_folder_with_their_columns(tmp_path, monkeypatc
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     (tmp_path / "data").mkdir()
-    write_jsonl(tmp_path / "data" / "train.jsonl", [columns] * 3)
+    split = "tool" if name == "swe_smith" else "train"
+    files = {split: write_jsonl(tmp_path / "data" / f"{split}.jsonl", [columns] * 3)}
+    load = datasets.load_dataset
+    if name == "swe_smith":  # a folder of files has no split of this name by itself
+        monkeypatch.setattr(datasets, "load_dataset", lambda path, *_, **rest: load(path, data_files=files, **rest))
     overrides = [f"calibration.corpus.path={tmp_path / 'data'}", "calibration.num_sequences=2"]
-    if name == "c4":
+    if name in ("c4", "mixture_of_thoughts_math"):
         overrides.append("calibration.corpus.name=null")
     documents = load_documents(calibration_conf(name, *overrides).corpus)
     assert texts(documents) == [text] * 2
@@ -280,16 +338,22 @@ def test_packed_blocks_hold_all_tokens_in_order(tokenizer):
     ]
 
 
-def test_chat_template_is_used_where_there_is_one(tokenizer):
+def test_chat_template_is_used_where_there_is_one(tokenizer, caplog):
     document = Document("plain", messages=(("user", "hi"), ("assistant", "yes")))
 
     def text(chat_template):
         (sequence,) = tokenize([document], tokenizer, 99, chat_template=chat_template)
         return tokenizer.decode(sequence.input_ids)
 
-    assert text(chat_template=True) == "plain"
+    with caplog.at_level("WARNING"):
+        assert text(chat_template="auto") == "plain"
+    assert "1 documents with messages are plain text" in caplog.text
+    with pytest.raises(WinnowError, match="no chat template: set it to false"):
+        text(chat_template=True)
+    with pytest.raises(WinnowError, match="must be true, false or auto, not 'yes'"):
+        text(chat_template="yes")
     tokenizer.chat_template = TEMPLATE
-    assert text(chat_template=True) == "<user>hi<assistant>yes"
+    assert text(chat_template=True) == text(chat_template="auto") == "<user>hi<assistant>yes"
     assert text(chat_template=False) == "plain"
     tokenizer.chat_template = "{{ raise_exception('no such role') }}"
     with pytest.raises(WinnowError, match="no such role.*chat_template=false"):

@@ -1,5 +1,6 @@
 """The recipe of the reference MoE: its fast experts, its packing, and that an interrupted run changes nothing."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,36 @@ def run(folder: Path, name: str) -> None:
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def test_a_top_1_router_learns_from_the_text() -> None:
+    hard = replace(TINY, top_k=1)
+    model = train.build_model(hard)
+    document = Document([5, 6, 7, 8, 9, 10], 2, 0)
+    batch = data.collate([[document]], hard, pad=1)
+    token_loss, _, load, _ = train.losses(model, batch, hard)
+    (token_loss * batch.weights[:, 1:]).sum().backward()
+    router = model.model.layers[0].mlp.gate.weight
+    assert load.sum() == len(document.ids), "one expert a token"
+    assert router.grad.abs().max() > 0, "the gate value reaches the loss"
+    assert train.build_model(TINY).config.norm_topk_prob is True
+
+
+def test_another_recipe_does_not_overwrite_the_shipped_model(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    asked: list[tuple[Recipe, train.Places]] = []
+    monkeypatch.setattr(train, "train", lambda recipe, places, workers: asked.append((recipe, places)))
+    monkeypatch.setattr("sys.argv", ["train", "--top-k", "1", "--out", str(tmp_path / "model")])
+    with pytest.raises(SystemExit):
+        train.main()
+    assert "give --state-dir, --log-dir" in capsys.readouterr().err and not asked
+    own = [text for name in ("out", "state-dir", "log-dir") for text in (f"--{name}", str(tmp_path / name))]
+    monkeypatch.setattr("sys.argv", ["train", "--top-k", "1", *own])
+    train.main()
+    monkeypatch.setattr("sys.argv", ["train"])
+    train.main()
+    assert [recipe for recipe, _ in asked] == [replace(Recipe(), top_k=1), Recipe()]
 
 
 def test_an_interrupted_training_ends_in_the_same_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

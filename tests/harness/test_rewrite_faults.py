@@ -10,7 +10,7 @@ import pytest
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from harness import rewrite
+from harness import checkpoint_writer
 from harness.errors import WinnowError
 from harness.families import read_config
 from harness.rewrite import apply_plan
@@ -54,7 +54,7 @@ def test_a_full_disk_leaves_nothing_and_spares_what_was_there(source, tmp_path, 
             raise error
         return save_file(*args, **options)
 
-    monkeypatch.setattr(rewrite, "save_file", full)
+    monkeypatch.setattr(checkpoint_writer, "save_file", full)
     for target in ("out", "new"):
         calls.clear()
         with pytest.raises(WinnowError, match="no space left") as caught:
@@ -68,7 +68,7 @@ def test_an_interruption_leaves_nothing(source, tmp_path, monkeypatch):
     def interrupted(*args, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(rewrite, "save_file", interrupted)
+    monkeypatch.setattr(checkpoint_writer, "save_file", interrupted)
     with pytest.raises(KeyboardInterrupt):
         write(source, identity_plan(), tmp_path / "out")
     assert left_in(tmp_path) == []
@@ -76,10 +76,10 @@ def test_an_interruption_leaves_nothing(source, tmp_path, monkeypatch):
 
 def test_what_a_killed_process_left_is_removed_by_the_next(source, tmp_path):
     target = tmp_path / "out"
-    save = rewrite.save_file
+    save = checkpoint_writer.save_file
 
     def write_one_shard_and_die() -> None:
-        rewrite.save_file = lambda *args, **options: (
+        checkpoint_writer.save_file = lambda *args, **options: (
             save(*args, **options),
             os.kill(os.getpid(), signal.SIGKILL),
         )

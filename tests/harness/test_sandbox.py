@@ -333,3 +333,32 @@ def test_a_program_is_run_once_unless_it_was_stopped(monkeypatch):
     assert sorted(started) == sorted([once.source, stopped.source, stopped.source])
     assert run_many([Program(once.source, "f", [[2]])])[0].outputs == [43], "other inputs are another program"
     assert len(started) == 4
+
+
+def test_complex_numbers_go_in_and_come_back() -> None:
+    outcome = run_function("def f(x):\n    return {'z': x * 1j}", "f", [[2 + 1j]])
+    assert outcome.outputs == [{"z": (2 + 1j) * 1j}] and not same(1 + 0j, 1.0)
+
+
+def test_keys_that_share_a_hash_do_not_keep_the_caller_busy() -> None:
+    body = "import os, json\nkeys = [(2**61 - 1) * i for i in range(30000)]\nfor d in range(3, 30):\n"
+    body += "    try: os.write(d, json.dumps("
+    for form in (
+        "{'outputs': [{'value': {'set': keys}}]}",
+        "{'outputs': [{'value': {'dict': [[k, 0] for k in keys]}}]}",
+    ):
+        started = time.monotonic()
+        outcome = call(
+            f"{body}{form}).encode())\n    except OSError: pass\nos._exit(0)", Limits(cpu_seconds=5, wall_seconds=20)
+        )
+        assert outcome.status == "crashed" and time.monotonic() - started < 20
+    assert len(call("return {str(i) for i in range(5000)}").outputs[0]) == 5000
+
+
+def test_outcomes_of_programs_with_many_inputs_are_not_kept() -> None:
+    sandbox._known.clear()
+    few = Program("def f(n):\n    return n", "f", [[1]])
+    many = Program("def f(n):\n    return n", "f", [[i] for i in range(sandbox.KNOWN_INPUTS + 1)])
+    outcomes = run_many([few, many, many])
+    assert [len(outcome.outputs) for outcome in outcomes] == [1, len(many.inputs), len(many.inputs)]
+    assert len(sandbox._known) == 1

@@ -83,6 +83,12 @@ def test_seccomp_alone_denies_forks_sockets_and_signals(only: Callable[..., None
     assert failed(f"import os\ndef f(x):\n    os.kill({os.getpid()}, 0)")
     assert failed("import os\ndef f(x):\n    os.chmod('.', 0o777)")
     assert failed("import os\ndef f(x):\n    os.execv('/bin/true', ['true'])")
+    signals = "import fcntl, os\ndef f(x):\n    return fcntl.fcntl(os.pipe()[0], fcntl.{}, {})"
+    assert failed(signals.format("F_SETOWN", os.getpid())) and failed(signals.format("F_SETSIG", 9))
+    assert run_function(signals.format("F_GETFD", 0), "f", [[0]]).outputs == [1], "the rest of fcntl is there"
+    newer = "import ctypes\ndef f(x):\n    libc = ctypes.CDLL(None, use_errno=True)\n"
+    newer += "    return [libc.syscall(x), ctypes.get_errno()]"
+    assert run_function(newer, "f", [[900]]).outputs == [[-1, 1]], "calls that are not known are not allowed"
 
 
 def test_landlock_alone_keeps_files(only: Callable[..., None], tmp_path: Path) -> None:

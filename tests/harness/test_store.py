@@ -62,7 +62,7 @@ def test_baselines_are_kept_apart(tmp_path):
 def test_samples_are_zstd_parquet_with_the_agreed_columns(tmp_path):
     RecordStore(tmp_path).write(make_record(), SAMPLES)
     metadata = pq.read_metadata(tmp_path / "records" / "a.parquet")
-    assert metadata.schema.names == ["task", "item", "domain", "score", "weight", "output", "detail"]
+    assert metadata.schema.names == ["task", "item", "domain", "score", "weight", "output", "detail", "prompt"]
     assert metadata.row_group(0).column(0).compression == "ZSTD"
 
 

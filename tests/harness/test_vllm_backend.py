@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -161,6 +162,18 @@ def test_options_of_generation(checkpoints: dict[tuple[str, str], Path]) -> None
             assert theirs.top_tokens.shape == ours.top_tokens.shape
             assert abs(theirs.logprobs - ours.logprobs).max(initial=0) < 1e-3
             assert abs(theirs.top_logprobs - ours.top_logprobs).max(initial=0) < 1e-3
+        pairs = [(prompt, ending) for prompt in PROMPTS[:2] for ending in (" and so on", "7")]
+        whole = dict(hf.distributions(pairs, 3))
+        for place, likeliest in vllm.distributions(pairs, 3):
+            assert likeliest.tokens.tolist() == whole[place].tokens.tolist()
+            assert abs(likeliest.logprobs - whole[place].logprobs).max() < 1e-3
+            assert likeliest.expected.shape == (min(3, len(likeliest.tokens)), 32)
+            same = np.take_along_axis(whole[place].expected, likeliest.expected_tokens, 1)
+            assert abs(likeliest.expected - same).max() < 1e-3
+            assert (np.diff(likeliest.expected) <= 0).all()
+        assert {place: found.expected.shape for place, found in vllm.distributions(pairs, 0)} == dict.fromkeys(
+            range(4), (0, 0)
+        )
         assert vllm.generate([], 4) == vllm.loglikelihood([]) == vllm.loglikelihood_rolling([]) == []
         with pytest.raises(WinnowError, match="top=99"):
             vllm.token_logprobs(["ab"], 99)

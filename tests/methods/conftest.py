@@ -4,13 +4,13 @@ A case holds the raw material token by token (for the brute force in the tests) 
 the method), so that the two are compared without sharing any arithmetic.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 
-from harness.statistics import ExpertWeights, Statistics
+from harness.statistics import ExpertWeights, Routing, Statistics
 from tests.brute_force import brute_force_statistics, expert_output, routed_documents, weights_of
 from tests.tiny import FAMILY_NAMES, tiny_model
 
@@ -71,8 +71,21 @@ def made_up_case(seed: int, layers: tuple[int, ...] = (0, 2, 3), num_experts: in
         sum(DOCUMENT_LENGTHS),
         statistics,
         expert_weights=lambda layer, expert: weights[layer, expert],
+        router=lambda layer, inputs: made_up_routing(inputs, top_k),
     )
     return Case(made, raw)
+
+
+def made_up_routing(logits: np.ndarray, top_k: int) -> Routing:
+    """A router that is given its logits (T, E): softmax over the rows that are left, then top-k, not renormalised."""
+
+    def routing(kept: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        probability = np.exp(logits[:, kept])
+        probability /= probability.sum(1, keepdims=True)
+        places = np.argsort(-probability, axis=1)[:, :top_k]
+        return np.take_along_axis(probability, places, 1), places
+
+    return routing
 
 
 def _made_up_coverage(raw: RawLayer, seed: int, width: int = 5) -> dict[str, np.ndarray]:
@@ -113,6 +126,8 @@ def _statistics_of(raw: RawLayer, probability: np.ndarray) -> dict[str, np.ndarr
         "output_mean": raw.outputs.mean(0),
         "router_gram": raw.logits.T @ raw.logits,
         "router_document_distance": distance,
+        "sampled_inputs": raw.logits,
+        "sampled_output_gram": np.einsum("tih,tjh->ijt", raw.outputs, raw.outputs),
     }
 
 

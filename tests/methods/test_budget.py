@@ -73,3 +73,15 @@ def test_a_short_decimal_removes_exactly_the_number_it_stands_for(num_experts):
         text = as_decimal(removed, num_experts)
         assert int(num_experts * Decimal(text)) == removed
         assert len(text) <= 6
+
+
+def test_fewer_rows_than_a_router_needs_are_refused():
+    """Four groups of which two are chosen, top-4: each must have two, so eight rows stay."""
+    with pytest.raises(
+        WinnowError, match=r"leaves 4 of 16 experts, fewer than the 8 that the router needs; .* is 0.5 "
+    ):
+        kept_experts(16, 4, 0.75, n_group=4, fewest=8)
+    assert kept_experts(16, 4, 0.5, n_group=4, fewest=8) == 8
+    assert kept_experts(16, 4, 0.75, n_group=4) == 4
+    with pytest.raises(WinnowError, match="contradicts itself"):
+        kept_experts(8, 2, 0, fewest=9)

@@ -1,6 +1,7 @@
 """Experts first, then channels; and plans that compose as data."""
 
 import math
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -14,7 +15,7 @@ from methods.m_smoe import MSMoE
 from methods.plan import CompressionPlan, LayerPlan, NewExpert, Source, compose, identity, prune, validate
 from methods.pruning import ExpertPruning
 from tests.methods.conftest import made_up_case, with_statistic
-from tests.methods.test_coverage import wide_case, widths_of
+from tests.methods.test_coverage import SHAPE, wide_case, widths_of
 
 REAP, FREQUENCY = ExpertPruning("reap", "reap"), ExpertPruning("frequency", "frequency")
 pytestmark = pytest.mark.filterwarnings("ignore:.*never routed")
@@ -81,6 +82,18 @@ def test_a_chain_asks_for_what_its_stages_ask_for():
     with pytest.raises(WinnowError, match="fewer than top-k = 3"):
         Chain("c", REAP, Coverage("coverage"), 1).check(12, 3, 1, "5/6")
     assert Chain("c", REAP, Coverage("coverage"), 0.5).check(12, 3, 1, "5/6") == Fraction(5, 6)
+
+
+def test_the_second_stage_is_checked_for_the_experts_that_the_first_leaves():
+    """At 0.6 of 12 experts of 24 channels: nine experts of 12 have room, twelve do not."""
+    options = {"layout": "uniform", "layer_budget": "uniform", "min_channels": 12}
+    assert chained("0.5", **options).check(12, 3, 1, "0.6", SHAPE) == Fraction(3, 5)
+    with pytest.raises(WinnowError, match="after its first stage 'frequency': .* too few for 12 in every expert"):
+        chained("0", **options).check(12, 3, 1, "0.6", SHAPE)
+    plan = chained("0.5", **options).decide(wide_case(1), Fraction(3, 5), 0).plan
+    assert all({*widths} == {0, 13} for widths in widths_of(plan, 24).values())
+    with pytest.raises(WinnowError, match="after its first stage 'frequency': .* share a tensor"):
+        chained("0.5").check(12, 3, 1, "0.6", replace(SHAPE, one_width=True))
 
 
 def test_what_cannot_be_chained_is_refused():

@@ -7,6 +7,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import pytest
+from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
@@ -22,15 +23,27 @@ NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
 COMPRESSING = [name for name in NAMES if name != "none"]
 UNIFORM_CHANNELS = ["activation_channels", "magnitude_channels", "random_channels"]
 CHANNELS = ["coverage", "reap_coverage", *UNIFORM_CHANNELS]
-FEW_CHANNELS = dict.fromkeys(UNIFORM_CHANNELS, {"min_channels": 1})  # made-up experts have 5, of which half must go
+# Made-up experts have 5 channels, of which half must go.
+FEW_CHANNELS = dict.fromkeys(UNIFORM_CHANNELS, {"min_channels": 1}) | {
+    "coverage": {"align": 1},
+    "reap_coverage": {"second": {"align": 1}},
+}
 
 
 def configured(name: str, **options: object):
-    return instantiate(OmegaConf.merge(OmegaConf.load(FOLDER / f"{name}.yaml"), options))
+    node = OmegaConf.load(FOLDER / f"{name}.yaml")
+    if "defaults" in node:
+        node = composed(f"method={name}")
+    return instantiate(OmegaConf.merge(node, options))
+
+
+def composed(*overrides: str):
+    with initialize_config_dir(str(FOLDER.parent), version_base="1.3"):
+        return compose("config", overrides=list(overrides)).method
 
 
 def test_the_list_of_methods_is_complete():
-    assert set(NAMES) == {*CRITERIA, "hc_smoe", "m_smoe", "none", *CHANNELS}
+    assert set(NAMES) == {*CRITERIA, "naee", "hc_smoe", "m_smoe", "none", *CHANNELS}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -46,8 +59,9 @@ def test_the_defaults_are_the_published_readings():
     hc_smoe, m_smoe = configured("hc_smoe"), configured("m_smoe")
     assert (hc_smoe.linkage, hc_smoe.max_group_size, hc_smoe.merge_weights) == ("average", None, "frequency")
     assert (m_smoe.variant, m_smoe.alignment) == ("exact", "dominant")
+    assert configured("naee").exhaustive_up_to == 16
     coverage, chain = configured("coverage"), configured("reap_coverage")
-    assert coverage == Coverage("coverage")
+    assert coverage == Coverage("coverage", align=8)
     assert (chain.first, chain.second, chain.split) == (configured("reap"), coverage, 0.5)
     for name in UNIFORM_CHANNELS:
         ablation = configured(name)
@@ -60,9 +74,17 @@ def test_the_defaults_are_the_published_readings():
         assert (configured(name).criterion, configured(name).scope) == (name, "layer")
 
 
+def test_any_two_methods_can_be_chained_from_the_command_line():
+    places = ("method@method.first=frequency", "method@method.second=random_channels")
+    chain = instantiate(composed("method=reap_coverage", *places, "method.second.align=2", "method.split=0.25"))
+    assert chain.name == "frequency_random_channels"
+    assert (chain.first, chain.second.channel_score) == (configured("frequency"), "random")
+    assert (chain.second.align, chain.split) == (2, 0.25)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_ratio_zero_is_the_identity_plan(case: Case, name: str):
-    decision = configured(name).decide(case.statistics, Fraction(0), seed=1)
+    decision = configured(name, **FEW_CHANNELS.get(name, {})).decide(case.statistics, Fraction(0), seed=1)
     assert decision.plan.layers == tuple(identity(layer, case.num_experts) for layer in case.raw)
 
 
@@ -106,10 +128,11 @@ def test_plans_are_valid_survive_json_and_leave_the_same_number_of_experts_or_ch
 def test_too_high_a_ratio_is_refused_with_the_largest_that_works(name: str):
     # Of 180 channels, 36 are 4 each in top-k = 3 experts of 3 layers, 144 are 4 in every expert.
     largest = {"coverage": "0.8", "reap_coverage": r"\d"} | dict.fromkeys(UNIFORM_CHANNELS, "0.2")
+    options = {key: value for key, value in FEW_CHANNELS.get(name, {}).items() if key != "min_channels"}
     with pytest.raises(WinnowError, match=f"largest ratio that works is {largest.get(name, '0.75')}"):
-        configured(name).decide(made_up_case(1).statistics, Fraction(5, 6), seed=0)
+        configured(name, **options).decide(made_up_case(1).statistics, Fraction(5, 6), seed=0)
     with pytest.raises(WinnowError, match="outside"):
-        configured(name).decide(made_up_case(1).statistics, Fraction(1), seed=0)
+        configured(name, **options).decide(made_up_case(1).statistics, Fraction(1), seed=0)
 
 
 def test_options_change_what_is_decided():
@@ -132,6 +155,6 @@ def test_the_baseline_refuses_a_ratio():
 
 
 def test_methods_need_no_torch():
-    modules = "methods.pruning, methods.hc_smoe, methods.m_smoe, methods.coverage, methods.chain"
+    modules = "methods.pruning, methods.hc_smoe, methods.m_smoe, methods.coverage, methods.chain, methods.schedule"
     code = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=FOLDER.parents[1], check=False).returncode == 0

@@ -1,11 +1,18 @@
 """What is drawn, read back from the figures' own objects."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from reports.figures import corpus_by_domain, expert_usage, render, score_against_ratio
+from harness.store import RecordStore
+from reports.figures import corpus_by_domain, expert_usage, render, score_against_bytes, score_against_ratio
+from reports.load import load_panels
+from reports.measures import evaluate
 from reports.usage import collect_usage
+from tests.reports.synthetic import BASELINE, BASELINE_BYTES, RIGHT, make_cell
 
 
 def test_lines_show_the_scores_with_bars_and_the_baseline(results):
@@ -56,3 +63,64 @@ def test_files_are_reproducible(kind, magic):
         return render(figure, kind)
 
     assert draw().startswith(magic) and draw() == draw()
+
+
+def quantised_sweep(folder: Path, scale: int = 1) -> None:
+    """``reap`` and ``frequency`` with weights as they are and at a third of the bytes, and the baseline at a third."""
+    store = RecordStore(folder)
+    cells = [(method, ratio) for method in ("reap", "frequency") for ratio in (0.25, 0.5)]
+    RecordStore(folder, "baseline").write(*sized("none", 0.0, BASELINE, scale))
+    for method, ratio in cells:
+        store.write(*sized(method, ratio, RIGHT[method][ratio], scale))
+        store.write(*sized(method, ratio, RIGHT[method][ratio], scale, quantize="int4-sym"))
+    store.write(*sized("none", 0.0, RIGHT["reap"][0.25], scale, quantize="int4-sym"))
+
+
+def sized(method: str, ratio: float, right: dict, scale: int, quantize: str = ""):
+    record, samples = make_cell(method, ratio, "none" if method == "none" else "mixed", 0, right)
+    stored = record.sizes["weights_bytes"] * scale
+    cell = record.cell
+    if quantize:
+        stored //= 3
+        cell = cell | {"id": f"{cell['id']}-{quantize}", "quantize": quantize}
+    return replace(record, cell=cell, sizes=record.sizes | {"weights_bytes": stored}), samples
+
+
+def test_bytes_have_a_line_for_each_method_and_way_of_storing(tmp_path):
+    quantised_sweep(tmp_path)
+    (panel,) = load_panels(tmp_path)
+    figure = score_against_bytes(evaluate(panel), "mixed")
+    titles = ["generative average", "multiple choice", "code", "math", "writing"]
+    assert [axes.get_title() for axes in figure.axes] == [*titles, ""]
+    code = figure.axes[2]
+    lines = dict(zip(*reversed(code.get_legend_handles_labels()), strict=True))
+    ways = ("not quantised", "int4-sym")
+    assert set(lines) == {"baseline", "baseline, int4-sym", *(f"{m}, {w}" for m in ("reap", "frequency") for w in ways)}
+    whole = BASELINE_BYTES / 1e6
+    plain, small = (lines[f"reap, {way}"].lines[0] for way in ways)
+    assert plain.get_xdata() == pytest.approx([whole * 0.6, whole * 0.8], rel=0.016)  # the smallest first
+    assert small.get_xdata() == pytest.approx([whole * 0.2, whole * 0.8 / 3], rel=0.016)
+    assert plain.get_ydata().tolist() == small.get_ydata().tolist() == pytest.approx([60, 85])
+    assert (plain.get_fillstyle(), small.get_fillstyle()) == ("full", "none")
+    assert plain.get_color() == small.get_color() != lines["frequency, int4-sym"].lines[0].get_color()
+    low, high = lines["reap, int4-sym"].lines[2][0].get_segments()[1][:, 1]
+    assert low == pytest.approx(70.9, abs=0.1) and high == pytest.approx(92.9, abs=0.1)  # Wilson of 34 in 40
+    star = lines["baseline"].lines[0]
+    assert (star.get_xdata().tolist(), star.get_ydata().tolist()) == ([whole], pytest.approx([90]))
+    keys = [text.get_text() for text in figure.axes[-1].get_legend().get_texts()]
+    assert keys == ["frequency", "reap", "not quantised", "int4-sym", "baseline"]
+    assert figure.get_supxlabel() == "weights on disk (MB)"
+    assert [label.get_text() for label in figure.axes[4].get_xticklabels()] == ["5", "10", "20"]
+
+
+def test_bytes_of_large_models_are_gigabytes(tmp_path):
+    quantised_sweep(tmp_path, scale=1000)
+    (panel,) = load_panels(tmp_path)
+    figure = score_against_bytes(evaluate(panel), "mixed")
+    assert figure.get_supxlabel() == "weights on disk (GB)"
+    low, high = figure.axes[0].get_xlim()
+    assert 1 < low < 4.1 and 20 < high < 40
+
+
+def test_bytes_are_not_drawn_where_the_ratio_tells_them(results):
+    assert score_against_bytes(results, "mixed") is None

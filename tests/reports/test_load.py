@@ -104,3 +104,23 @@ def test_baseline_alone_is_a_panel_without_rows(tmp_path):
     RecordStore(tmp_path, "baseline").write(*make_cell("none", 0.0, "none", 0, BASELINE))
     (panel,) = load_panels(tmp_path)
     assert panel.rows == () and panel.baseline is not None
+
+
+def test_quantised_cells_are_rows_of_their_own_and_no_setting_is_named_for_them(tmp_path):
+    store, baselines = RecordStore(tmp_path), RecordStore(tmp_path, "baseline")
+    baselines.write(*make_cell("none", 0.0, "none", 0, BASELINE))
+    old = {"seed": 0}  # a record from before there was such a stage
+    for method, ratio, settings in (("reap", 0.25, old), ("none", 0.0, {}), ("reap", 0.25, {})):
+        for label in ("int4-sym", "int8-g16-asym") if settings is not old else ("",):
+            quantize = {"name": label[:4], "bits": int(label[3])} if label else None
+            record, samples = make_cell(method, ratio, "mixed", 0, REAP, {"quantize": quantize} if label else settings)
+            if label:
+                record.cell["quantize"] = label
+            record.cell["id"] += label
+            store.write(record, samples)
+    (panel,) = load_panels(tmp_path)
+    assert [row.method for row in panel.rows] == [
+        "baseline int4-sym", "baseline int8-g16-asym", "reap", "reap int4-sym", "reap int8-g16-asym",
+    ]  # fmt: skip
+    assert panel.baseline is not None and panel.baseline.records[0].cell["method"] == "none"
+    assert len({row.key for row in panel.all_rows()}) == 6

@@ -59,3 +59,10 @@ def test_tasks_without_a_column_of_their_own_show_their_first_metric():
     name, score, n, before, change = line_of(table, "arc_easy")
     assert (name, n) == ("arc_easy: acc (%)", "20")
     assert score.startswith("60.0 [") and before.startswith("80.0 [") and change.startswith("−20.0 [")
+
+
+def test_a_quantised_baseline_is_compared_and_its_memory_told():
+    cell = CELL.cell | {"method": "none", "quantize": "int4-sym", "id": "packed"}
+    text = cell_table(Record(cell, {}, {}, {}, CELL.scores, CELL.sizes | {"weights_bytes": 4_000_000}, {}), BASE)
+    assert "difference" in text and "quantize=int4-sym" in text
+    assert "memory reduction: 5.00x" in text and "memory reduction" not in cell_table(CELL, BASE)

@@ -1,6 +1,6 @@
 """A backend that answers from a script, for tests of tasks: no model behind it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from tasks.protocol import LogLikelihood
 
@@ -9,15 +9,22 @@ class ScriptedBackend:
     """Writes ``write(prompt)``, and scores with ``score(context, continuation)`` nats, a token a word."""
 
     name = "scripted"
+    max_length = 4096
 
     def __init__(
         self,
         write: Callable[[str], str] = lambda prompt: "",
         score: Callable[[str, str], float] = lambda context, continuation: 0.0,
+        has_chat_template: bool = False,
     ) -> None:
-        self.write, self.score = write, score
+        self.write, self.score, self.has_chat_template = write, score, has_chat_template
         self.calls: list[tuple[str, int]] = []
         self.stop: tuple[str, ...] = ()
+
+    def prompt(self, prompt: str | Sequence[Mapping[str, str]], **options: object) -> str:
+        if isinstance(prompt, str):
+            return prompt
+        return "".join(f"[{message['role']}]{message['content']}" for message in prompt)
 
     def generate(
         self, prompts: Sequence[str], max_new_tokens: int, stop: Sequence[str] = (), progress: str = ""

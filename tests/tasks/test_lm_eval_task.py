@@ -400,3 +400,9 @@ def test_lm_eval_opens_a_checkpoint_by_the_name_winnow(tmp_path: Path) -> None:
     assert isinstance(lm, lm_eval_models.TransformersLM) and (lm.max_length, lm.batch_size) == (99, 4)
     with pytest.raises(WinnowError, match="choose auto, hf or vllm"):
         lm_eval_models.open_model(str(tmp_path), backend="onnx")
+
+
+def test_tokens_to_write_are_counted_for_tasks_that_write(folder: str) -> None:
+    assert LmEvalTask("lm", ("choice", "rolling"), folder).tokens_to_write() == 0
+    assert LmEvalTask("lm", ("choice", "write"), folder).tokens_to_write() == 12 * len(PROMPTS)
+    assert LmEvalTask("lm", ("write",), folder, limit=2).tokens_to_write() == 24

@@ -41,3 +41,10 @@ def test_every_task_runs_on_a_tiny_model() -> None:
         samples += result.samples
     assert {sample.task for sample in samples} == set(TASKS)
     assert len({(sample.task, sample.item) for sample in samples}) == len(samples)
+
+
+def test_the_diagnostics_suite_adds_to_the_reference_suite_what_scores_its_texts() -> None:
+    tasks = suite("diagnostics", "suite.items=7")
+    reference = suite("reference", "suite.items=7")
+    assert {name: tasks[name] for name in reference} == reference
+    assert list(tasks) == [*TASKS, "generation", "drift"]

@@ -1,0 +1,251 @@
+"""What the page shows, as plain data: every number comes from the results that the tables are made of.
+
+A cell of the page is a row of the tables: the seeds of one setting together. Its texts, plan and saliency are those of
+its first seed.
+"""
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from harness.records import Record
+from harness.store import RecordStore
+from reports.broken import faults
+from reports.drift_figures import PANELS, curve
+from reports.formats import format_estimate
+from reports.load import NO_CORPUS, Panel, Row
+from reports.measures import (
+    Results,
+    diagnostic_measures,
+    main_measures,
+    memory_reduction,
+    parameters_removed,
+    weights_megabytes,
+)
+from reports.palette import looks
+from reports.published import published_table
+from reports.statistics import Estimate, Measure
+
+TEXTS = 4  # of each domain of a task
+TEXT_LENGTH = 3000  # letters that are stored of a text
+PROMPT_LENGTH = 1500
+LARGEST_PLAN = 8_000_000  # bytes of a plan.json that is still read, some 150,000 experts
+NOTE = (
+    "Scores and differences from the uncompressed model, which is grey, with 95 % intervals; a row is the mean over "
+    "the seeds of one setting. The filter of a corpus keeps methods that need no calibration. How each score was "
+    "computed is said under the tables of report.md, which tests the differences as well."
+)
+
+
+class Pool:
+    """Values that many cells share, stored once: cells hold their places."""
+
+    def __init__(self) -> None:
+        self.values: list[Any] = []
+        self._places: dict[str, int] = {}
+
+    def add(self, value: Any) -> int:
+        key = json.dumps(value)
+        if key not in self._places:
+            self._places[key] = len(self.values)
+            self.values.append(value)
+        return self._places[key]
+
+
+def page_data(folder: Path, all_results: Sequence[Results], opening: str) -> dict[str, Any]:
+    """Everything but the claims. ``folder`` is read for the texts, plans and saliency of the cells."""
+    usage, saliency = Pool(), Pool()
+    measures: dict[str, dict[str, Any]] = {}
+    cells: list[dict[str, Any]] = []
+    items = []
+    for number, results in enumerate(all_results):
+        panel = results.panel
+        for measure in results.measures:
+            measures.setdefault(measure.name, _measure(measure, panel))
+        chosen = choose_items(folder, panel)
+        items.append(chosen)
+        for row in panel.all_rows():
+            cell = _cell(folder, results, row, chosen, alone=sum(len(r.panel.rows) for r in all_results) == 1)
+            cell["usage"] = usage.add(row.records[0].expert_usage)
+            cell["saliency"] = saliency.add(cell["saliency"])
+            cells.append({"panel": number, "baseline": row is panel.baseline} | cell)
+    methods = [cell["look"] for cell in cells if not cell["baseline"]]
+    return {
+        "opening": opening,
+        "panels": [{"model": r.panel.model, "suite": r.panel.suite, "backend": r.panel.backend} for r in all_results],
+        "measures": list(measures.values()),
+        "cells": cells,
+        "items": items,
+        "usage": usage.values,
+        "saliency": saliency.values,
+        "looks": looks(methods),
+        "curves": [{"metric": metric, "title": title} for metric, _, title in PANELS],
+        "text_length": TEXT_LENGTH,
+        "note": NOTE,
+        "published": _published(all_results),
+    }
+
+
+def choose_items(folder: Path, panel: Panel) -> list[dict[str, str]]:
+    """The items whose texts are shown, the same for every cell: of each domain of a task the ``TEXTS`` longest that the
+    uncompressed model wrote (where its texts are not kept, the first cell that has some). A text that two tasks score
+    counts once.
+    """
+    for row in panel.all_rows():
+        table = samples_table(folder, row.records[0])
+        if table is None or not pc.any(pc.not_equal(table["output"], "")).as_py():
+            continue
+        seen: set[tuple[str, str]] = set()
+        of_domain: dict[tuple[str, str], list[dict[str, str]]] = {}
+        for sample in table.filter(pc.not_equal(table["output"], "")).to_pylist():
+            if (sample["item"], sample["output"]) not in seen:
+                seen.add((sample["item"], sample["output"]))
+                of_domain.setdefault((sample["task"], sample["domain"]), []).append(sample)
+        longest = [
+            sample
+            for samples in of_domain.values()
+            for sample in sorted(samples, key=lambda s: (-len(s["output"]), s["item"]))[:TEXTS]
+        ]
+        return [
+            {name: s[name] for name in ("task", "domain", "item")} | {"prompt": _cut(s["prompt"], PROMPT_LENGTH)}
+            for s in longest
+        ]
+    return []
+
+
+def samples_table(folder: Path, record: Record) -> pa.Table | None:
+    """task, domain, item, score, output and prompt of a cell's samples; None where its parquet file is not kept."""
+    stores = [RecordStore(folder, kind) for kind in ("records", "baseline")]
+    store = next((store for store in stores if store.exists(record.cell["id"])), stores[0])
+    table = store.read_table(record.cell["id"])
+    if table is None:
+        return None
+    if "prompt" not in table.column_names:  # records from before prompts were kept
+        table = table.append_column("prompt", pa.array([""] * table.num_rows, pa.string()))
+    return table.select(["task", "domain", "item", "score", "output", "prompt"])
+
+
+def _measure(measure: Measure, panel: Panel) -> dict[str, Any]:
+    records = [record for row in panel.all_rows() for record in row.records]
+    group = "scores by domain"
+    if measure.name in {m.name for m in main_measures(records)}:
+        group = "scores"
+    elif measure.name in {m.name for m in diagnostic_measures(records)}:
+        group = "drift, texts and answers"
+    label = measure.label if group != "scores by domain" else f"{measure.parts[0].task}: {measure.label}"
+    return {
+        "name": measure.name,
+        "label": label.replace("_", " "),
+        "kind": measure.kind,
+        "higher": measure.higher_is_better,
+        "group": group,
+    }
+
+
+def _cell(folder: Path, results: Results, row: Row, chosen: Sequence[Mapping[str, str]], alone: bool) -> dict[str, Any]:
+    record = row.records[0]
+    plan, saliency = _why(folder, record, alone)
+    stages = list(dict.fromkeys(stage for one in row.records for stage in one.timings))
+    return {
+        "id": record.cell["id"],
+        "ids": [one.cell["id"] for one in row.records],
+        "seeds": [one.cell.get("seed") for one in row.records],
+        "method": row.label,
+        "look": row.method.removesuffix(f" {record.cell.get('quantize')}"),
+        "ratio": row.ratio,
+        "corpus": "" if row.calibration == NO_CORPUS else row.calibration,
+        "storage": str(record.cell.get("quantize") or ""),
+        "faults": [fault for one in row.records for fault in faults(one)],
+        "scores": {
+            measure.name: _shown(measure, result.estimate, result.difference)
+            for measure in results.measures
+            if (result := results.get(row, measure)) is not None
+        },
+        "megabytes": _number(weights_megabytes(row)),
+        "removed": _number(parameters_removed(row)),
+        "reduction": _number(memory_reduction(row)),
+        "sizes": {name: value for name, value in record.sizes.items() if isinstance(value, int | float | str)},
+        "timings": {stage: _mean(r.timings[stage] for r in row.records if stage in r.timings) for stage in stages},
+        "settings": record.config.get("method", {}) if row is not results.panel.baseline else {},
+        "versions": record.versions | {f"engine {key}": str(value) for key, value in record.engine.items()},
+        "contamination": record.contamination,
+        "plan": record.plan,
+        "map": plan,
+        "saliency": saliency,
+        "curves": {metric: _points(row, metric, kind) for metric, kind, _ in PANELS},
+        "texts": _texts(folder, record, chosen),
+    }
+
+
+def _published(all_results: Sequence[Results]) -> dict[str, Any] | None:
+    tables = [table for results in all_results if (table := published_table(results)) is not None]
+    if not tables:
+        return None
+    rows = [row for table in tables for row in table.rows]
+    return {"header": tables[0].header, "rows": rows, "note": max((table.note for table in tables), key=len)}
+
+
+def _shown(measure: Measure, value: Estimate, difference: Estimate | None) -> list[Any]:
+    """[text, value, low, high, n, text of the difference or None, difference, whether it is paired]."""
+    numbers = [_number(value.value), _number(value.low), _number(value.high), value.n]
+    if difference is None:
+        return [format_estimate(measure.kind, value), *numbers, None, None, False]
+    text = format_estimate(measure.kind, difference, signed=True)
+    return [format_estimate(measure.kind, value), *numbers, text, _number(difference.value), difference.paired]
+
+
+def _points(row: Row, metric: str, kind: str) -> list[list[float | None]]:
+    """[last position, value, low, high] of each stretch of positions."""
+    return [[at, _number(one.value), _number(one.low), _number(one.high)] for at, one in curve(row, metric, kind)]
+
+
+def _why(folder: Path, record: Record, alone: bool) -> tuple[dict[str, Any], dict[str, Any]]:
+    """layer -> where each old expert went (its new expert, -1 if removed), and layer -> saliency of each old expert;
+    empty where the files of the cell are not kept. ``alone``: the folder may be that of a single cell.
+    """
+    places = [folder / "cells" / record.cell["id"], *([folder] if alone else [])]
+    place = next((place for place in places if (place / "plan.json").is_file()), None)
+    if not record.plan or place is None or (place / "plan.json").stat().st_size > LARGEST_PLAN:
+        return {}, {}
+    plan = json.loads((place / "plan.json").read_text(encoding="utf-8"))
+    routes = {str(layer["layer"]): [-1 if new is None else new for new in layer["route"]] for layer in plan["layers"]}
+    saliency = place / "saliency.json"
+    layers = json.loads(saliency.read_text(encoding="utf-8")).get("layers", {}) if saliency.is_file() else {}
+    return routes, {layer: [_number(value) for value in values] for layer, values in layers.items()}
+
+
+def _texts(folder: Path, record: Record, chosen: Sequence[Mapping[str, str]]) -> list[list[Any] | None]:
+    """[text, score, whether it was cut] of each chosen item; None where it is not kept."""
+    table = samples_table(folder, record) if chosen else None
+    if table is None:
+        return []
+    table = table.filter(pc.is_in(table["item"], pa.array({one["item"] for one in chosen}, pa.string())))
+    written = {(one["task"], one["domain"], one["item"]): one for one in table.to_pylist()}
+    if not any(one["output"] for one in written.values()):
+        return []
+    found = (written.get((one["task"], one["domain"], one["item"])) for one in chosen)
+    return [
+        None
+        if one is None
+        else [_cut(one["output"], TEXT_LENGTH), _number(one["score"]), len(one["output"]) > TEXT_LENGTH]
+        for one in found
+    ]
+
+
+def _cut(text: str, length: int) -> str:
+    return text if len(text) <= length else f"{text[: length - 1]}…"
+
+
+def _mean(values: Iterable[float]) -> float | None:
+    kept = list(values)
+    return _number(sum(kept) / len(kept)) if kept else None
+
+
+def _number(value: float | None) -> float | None:
+    """Five digits are more than a page shows; JSON has neither NaN nor infinity."""
+    return None if value is None or not math.isfinite(value) else float(f"{value:.5g}")
