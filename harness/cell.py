@@ -14,9 +14,11 @@ from harness.calibration_cache import model_fingerprint
 from harness.checkpoint import check_checkpoint
 from harness.errors import WinnowError
 from harness.families import Family, family_of, read_config
+from harness.footprint import anatomy_of_folder
 from harness.loading import resolve_checkpoint
 from harness.packed import SECTION as QUANTIZED
 from harness.quantize import Quantization
+from harness.reference import MODEL_FOLDER
 from harness.skipping import SECTION as SKIPPING
 from harness.skipping import Skip
 from harness.statistics import SAMPLED
@@ -44,6 +46,7 @@ class Cell:
     top_k: int  # the fewest experts that a layer may be left with
     schedule: Any
     rounds: tuple[Any, ...]  # of each round the ratio, exact
+    lower_top_k: bool = False  # may a layer be left with fewer experts than the model chooses a token?
     quantization: Quantization | None = None
     skip: Skip | None = None
 
@@ -72,6 +75,7 @@ def prepare(config: DictConfig) -> Cell:
     quantization = None if config.quantize.name == "none" else instantiate(config.quantize)
     if quantization is not None:
         quantization.check(family, model_config)
+    lower_top_k = lowers_top_k(config, family, model_config)
     bounds = limits(config, method, family, model_config)
     experts_and_groups = family.num_experts(bounds), family.router_groups(bounds)
     top_k = family.top_k(bounds)
@@ -87,12 +91,14 @@ def prepare(config: DictConfig) -> Cell:
     fingerprint = model_fingerprint(folder)
     plain["suite"] = with_data(plain["suite"])
     tasks = [instantiate(node, _convert_="all") for node in plain["suite"]["tasks"].values()]
-    plain["backend"], why = choose(plain["backend"], model_config, tasks)
+    plain["backend"], why = choose(
+        plain["backend"], model_config, tasks, lambda: anatomy_of_folder(folder, model_config).active_parameters
+    )
     if why:
         log.info("backend %s: %s", plain["backend"]["name"], why)
     calibration = plain["calibration"] if method.requires or skip else {"name": "none"}
     description = {
-        "model": config.model.name,
+        "model": model_name(config.model),
         "method": method.name,
         "ratio": float(ratio),
         "calibration": calibration["name"],
@@ -107,7 +113,7 @@ def prepare(config: DictConfig) -> Cell:
         "suite": _without(plain["suite"], NOT_IDENTITY_OF_SUITE),
         "layout": config.layout,
     }
-    if config.lower_top_k:  # cells from before there was such a setting keep their ids
+    if lower_top_k:  # cells from before there was such a setting keep their ids
         identity["lower_top_k"] = True
     if plain["backend"]["open"].get("engine"):
         identity["engine"] = plain["backend"]["open"]["engine"]
@@ -126,15 +132,32 @@ def prepare(config: DictConfig) -> Cell:
         identity["skip"] = plain["skip"]
     description |= {"id": cell_id(description, identity), "baseline": baseline["id"]}
     rounds = tuple(schedule.ratios(*experts_and_groups, ratio))
-    return Cell(plain, description, baseline, folder, fingerprint, method, top_k, schedule, rounds, quantization, skip)
+    return Cell(
+        plain, description, baseline, folder, fingerprint, method, top_k, schedule, rounds, lower_top_k, quantization,
+        skip,
+    )  # fmt: skip
+
+
+def model_name(node: DictConfig) -> str:
+    """What records call the model: its configuration's name, or its folder's where another path was given to that of
+    the reference MoE or the configuration has none."""
+    folder = Path(node.path).resolve()
+    other = node.name == "reference" and folder != MODEL_FOLDER.resolve()
+    return folder.name if other or node.name is None else str(node.name)
+
+
+def lowers_top_k(config: DictConfig, family: Family, model_config: Mapping[str, Any]) -> bool:
+    """Whether a ratio may leave fewer experts than the model chooses a token: where asked for, and where it chooses all
+    of them for every token, as it goes on to do."""
+    return bool(config.lower_top_k) or family.top_k(model_config) == family.num_experts(model_config)
 
 
 def limits(config: DictConfig, method: Any, family: Family, model_config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The config.json that bounds a ratio: the model's, or with ``lower_top_k`` that of one that chooses one expert.
+    """The config.json that bounds a ratio: the model's, or where top-k is lowered that of one that chooses one expert.
 
     Raises WinnowError where top-k cannot be lowered.
     """
-    if not config.lower_top_k:
+    if not lowers_top_k(config, family, model_config):
         return model_config
     if family.router_groups(model_config) > 1:
         raise WinnowError("lower_top_k=true does not go with a group-limited router")

@@ -20,7 +20,7 @@ from harness.errors import WinnowError
 
 COPIED = (
     "generation_config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*",
-    "merges.txt", "*.model", "*.tiktoken", "chat_template*", "LICENSE*", "NOTICE*",
+    "merges.txt", "*.model", "*.tiktoken", "*.py", "chat_template*", "LICENSE*", "NOTICE*",
 )  # fmt: skip
 
 

@@ -7,6 +7,7 @@ not yet quantised.
 """
 
 import gc
+import hashlib
 import json
 import logging
 import math
@@ -42,7 +43,7 @@ from harness.store import RecordStore, write_files
 log = logging.getLogger(__name__)
 
 TASK = "layers"
-DIAGNOSTICS_VERSION = 1
+DIAGNOSTICS_VERSION = 2  # 2: left_out, pairs and sample
 _ELEMENTS = 2**24  # of the outputs of all experts that are held at once
 _CHUNK = 1024  # tokens that a block is given at once
 
@@ -136,19 +137,24 @@ def diagnose(
     pairs: int = 32,
     batch_size: int = 8,
 ) -> dict[str, Any]:
-    """``tokens``, ``layers`` (layer -> its numbers) and ``scores`` of what ``plan`` does to the checkpoint ``model``.
+    """``tokens``, ``sample``, ``layers`` (layer -> its numbers) and ``scores`` of what ``plan`` does to the checkpoint
+    ``model``. Numbers of one fold are of the same tokens wherever ``sample`` is the same.
 
     ``scratch`` holds the compressed checkpoint meanwhile. The two models are in memory one after the other; what the
     layers were given stays: tokens x layers x 2 H numbers. Raises WinnowError where a layer computes NaN or infinity.
     """
     family = family_of(read_config(model))
     reader = expert_weights_reader(model, family)
+    sequences = sorted(sequences, key=lambda sequence: -len(sequence.input_ids))  # the order of batches
+    folds = measures.folds_of([length for sequence in sequences for length in sequence.lengths])
     with progress.bar("layers before and after", 2 * len(plan.layers)) as bar:
         loaded = load(model)
         passed = observe(loaded, family, sequences, batch_size)
         before = {}
         for layer in plan.layers:
-            before[layer.layer] = survey_original(_experts(loaded, family, layer.layer), passed[layer.layer], layer)
+            before[layer.layer] = survey_original(
+                _experts(loaded, family, layer.layer), passed[layer.layer], layer, folds
+            )
             bar.update()
         del loaded
         gc.collect()
@@ -166,13 +172,14 @@ def diagnose(
             after = replay(block, experts, original.passed.hidden)
             # Padding beside what is stored would count as an expert otherwise.
             outputs = survey(experts, original.passed.hidden, len(layer.experts))
-            numbers = _layer(layer, original, after, outputs)
+            numbers = _layer(layer, original, after, outputs, folds)
             weights = _weights(layer, partial(reader, layer.layer), pairs)
             layers[str(layer.layer)] = numbers | weights
             scores += _scores(str(layer.layer), numbers | weights, len(after.gates))
             bar.update()
-    tokens = sum(len(sequence.input_ids) for sequence in sequences)
-    return {"tokens": tokens, "layers": layers, "scores": [asdict(score) for score in scores]}
+    tokens = np.concatenate([sequence.input_ids for sequence in sequences]).astype(np.int64)
+    known = {"tokens": len(tokens), "sample": hashlib.sha256(tokens.tobytes()).hexdigest()[:12]}
+    return known | {"layers": layers, "scores": [asdict(score) for score in scores]}
 
 
 # -- running the layers ------------------------------------------------------------------------------------------
@@ -258,10 +265,10 @@ def survey(
     return found
 
 
-def survey_original(experts: Any, passed: Passed, layer: Any) -> Original:
-    """``layer`` is the layer of the plan, whose merged groups are followed token by token."""
+def survey_original(experts: Any, passed: Passed, layer: Any, folds: np.ndarray) -> Original:
+    """``layer`` is the layer of the plan, whose merged groups are followed token by token; ``folds`` (T,)."""
     count = len(layer.route)
-    gates, folds = passed.dense_gates(count), measures.folds_of(len(passed.gates))
+    gates = passed.dense_gates(count)
     groups = {new: GroupSums.empty(len(rows)) for new, rows in _rows(layer).items() if len(rows) > 1}
 
     def visit(tokens: slice, outputs: np.ndarray) -> None:
@@ -289,28 +296,24 @@ def _is_predictable(layer: Any) -> bool:
     )
 
 
-def _layer(layer: Any, before: Original, after: Passed, outputs: Outputs) -> dict[str, Any]:
+def _layer(layer: Any, before: Original, after: Passed, outputs: Outputs, folds: np.ndarray) -> dict[str, Any]:
     passed, rows = before.passed, _rows(layer)
     tokens = len(passed.gates)
-    folds = measures.folds_of(tokens)
     gates = passed.dense_gates(len(layer.route))
     error = (passed.output.double() - after.output.double()).pow(2).sum(1).numpy()
     if not np.isfinite(error).all():
         raise WinnowError(f"diagnostics: layer {layer.layer} computes NaN or infinity: check the model's weights")
     energy = measures.by_fold(passed.output.double().pow(2).sum(1).numpy(), folds)
 
-    def relative(squares: np.ndarray) -> Estimated:
-        return measures.estimated(measures.ratio_of(measures.by_fold(squares, folds), energy), folds)
+    def estimate(name: str, function: Callable[[np.ndarray], float]) -> None:
+        value, left_out = measures.leave_one_out(function, folds)
+        found[name], found["left_out"][name] = measures.estimated(value, left_out), left_out
 
     found: dict[str, Any] = {
-        "measured_error": relative(error),
         "error_square": float(error.mean()),
         "output_square": float(energy.sum()) / tokens,
         "spread_before": float(before.outputs.spread.mean()),
         "spread_after": float(outputs.spread.mean()),
-        "spread_ratio": measures.estimated(
-            measures.ratio_of(*(measures.by_fold(one.spread, folds) for one in (outputs, before.outputs))), folds
-        ),
         "explained_before": measures.explained(before.outputs.gram),
         "explained_after": measures.explained(outputs.gram),
         "load_entropy_before": measures.load_entropy(np.bincount(passed.indices.reshape(-1).numpy())),
@@ -320,7 +323,11 @@ def _layer(layer: Any, before: Original, after: Passed, outputs: Outputs) -> dic
         "rows": len(layer.route),
         "experts": len(layer.experts),
         "kept": [row for row, new in enumerate(layer.route) if new is not None] if layer.is_pruning else None,
+        "left_out": {},  # without one fold at a time, in the order of the folds
     }
+    estimate("measured_error", measures.ratio_of(measures.by_fold(error, folds), energy))
+    spreads = (measures.by_fold(one.spread, folds) for one in (outputs, before.outputs))
+    estimate("spread_ratio", measures.ratio_of(*spreads))
     total = float(energy.sum()) or 1.0
     everything = np.ones(measures.FOLDS)
     found["groups"] = []
@@ -340,32 +347,38 @@ def _layer(layer: Any, before: Original, after: Passed, outputs: Outputs) -> dic
         lost = measures.by_fold(
             measures.pruning_error(gates[:, removed], before.outputs.square_norms[:, removed]), folds
         )
-        found["predicted_error"] = measures.estimated(
+        estimate(
+            "predicted_error",
             lambda use: (
                 (float(use @ lost) + sum(sums.error(use) for sums in before.groups.values()))
                 / (float(use @ energy) or 1.0)
             ),
-            folds,
         )
     return found
 
 
 def _weights(layer: Any, reader: Callable[[int], ExpertWeights], count: int) -> dict[str, Any]:
-    """Weight distances and overlaps: of merged experts and the one that weighs most, and of average pairs."""
-    grouped = []
-    for new in layer.experts:
+    """Weight distances and overlaps: of merged experts and the one that weighs most, and of average pairs.
+
+    ``pairs`` names the former: [new expert, old expert that weighs most, other old expert].
+    """
+    grouped, of_group = [], []
+    for place, new in enumerate(layer.experts):
         first = max(new.sources, key=lambda source: source.weight).expert
-        grouped += [(first, source.expert) for source in new.sources if source.expert != first]
+        others = [source.expert for source in new.sources if source.expert != first]
+        grouped += [(first, other) for other in others]
+        of_group += [place] * len(others)
     if not grouped:
         return {}
     align = get_method("methods.alignment.align_channels")
     read = lru_cache(maxsize=2)(reader)
     average = measures.random_pairs(len(layer.route), count)
-    return {
+    compared = {
         f"{kind}{name}": values
         for kind, chosen in (("", grouped), ("average_", average))
         for name, values in measures.compare_pairs(read, chosen, align).items()
     }
+    return compared | {"pairs": [[group, *pair] for group, pair in zip(of_group, grouped, strict=True)]}
 
 
 _ESTIMATED = ("measured_error", "predicted_error", "spread_ratio")

@@ -185,7 +185,7 @@ def _evaluation(plain: Mapping[str, Any], after: Anatomy, dtype: str, itemsize: 
         return ("evaluation", "none", f"suite {plain['suite']['name']} has no tasks")
     tasks = [instantiate(node, _convert_="all") for node in plain["suite"]["tasks"].values()]
     config = dict(after.config) if plain["skip"]["name"] == "none" else {**after.config, SKIPPING: {}}
-    backend, _ = choose(plain["backend"], config, tasks)
+    backend, _ = choose(plain["backend"], config, tasks, lambda: after.active_parameters)
     loaded, a_token = _loaded_bytes(after, dtype), cache_bytes_per_token(after.config, itemsize)
     options = backend["open"]
     length = options.get("max_length") or after.config.get("max_position_embeddings") or 2048

@@ -53,7 +53,7 @@ def run_cell(config: DictConfig, in_sweep: bool = False, artifacts_in_output_dir
             if not config.keep_checkpoint:
                 shutil.rmtree(folder / "checkpoint", ignore_errors=True)
             if tracker is not None:
-                tracker.log_cell(record, samples, root.name)
+                tracker.log_cell(record, samples, root, folder)
         else:
             log.info("cell %s is finished: skipped", cell.id)
             record = store.read(cell.id)
@@ -97,7 +97,7 @@ def _compute(
     write_files(_decision_files(decision, cell.method.name, folder))
     with clock.stage("apply"):
         applied = apply_plan(
-            cell.model, decision.plan, folder / "checkpoint", config.layout, config.progress, config.lower_top_k
+            cell.model, decision.plan, folder / "checkpoint", config.layout, config.progress, cell.lower_top_k
         )
     thresholds: dict[int, Threshold] = {}
     if cell.skip is not None:
@@ -162,7 +162,7 @@ def _decide(
             if decision is not None:
                 log.info("round %d of %d: calibrating what the rounds before have left", number, len(cell.rounds))
                 with clock.stage("apply"):
-                    apply_plan(cell.model, decision.plan, so_far, "compact", config.progress, config.lower_top_k)
+                    apply_plan(cell.model, decision.plan, so_far, "compact", config.progress, cell.lower_top_k)
                 # Not that of the folder's files: of large ones it is a sample, the same for many plans.
                 plan = hashlib.sha256(json.dumps(decision.plan.to_json()).encode()).hexdigest()
                 model, fingerprint, wish = so_far, f"{cell.fingerprint} plan:{plan}", "needed"
@@ -256,7 +256,7 @@ def _baseline(config: DictConfig, cell: Cell, root: Path, tracker: Any) -> Recor
         )
         store.write(record, evaluation.samples)
         if tracker is not None:
-            tracker.log_cell(record, evaluation.samples, root.name)
+            tracker.log_cell(record, evaluation.samples, root)
     return record
 
 

@@ -6,31 +6,15 @@ To add an architecture, add a row to ``FAMILIES`` and a tiny model of it to ``te
 import importlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from harness.aliases import teach_transformers
 from harness.errors import WinnowError
 from harness.expert_tensors import ExpertTensor, separate
+from harness.served import Served
 from harness.statistics import MoeShape
-
-
-@dataclass(frozen=True)
-class Served:
-    """What is known of an architecture in vLLM 0.32, whose faults show nowhere but in what it writes.
-
-    ``refused``: why it is not served at all; ``refused_on_cpu`` likewise, by the CPU build; ``cpu_arguments``: what
-    its engine is given on a CPU to compute right; ``shared_width``: the config keys whose product is the width of the
-    shared expert, which vLLM would cut to that without a word; ``compact``: whether the plugin was tried with it;
-    ``needs``: values that the config must state, because vLLM takes another where they are absent.
-    """
-
-    refused: str = ""
-    refused_on_cpu: str = ""
-    cpu_arguments: Mapping[str, Any] = field(default_factory=dict)
-    shared_width: tuple[str, ...] = ()
-    compact: bool = False
-    needs: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -52,6 +36,7 @@ class Family:
     The shared experts' width is a setting of its own, or hangs on the routed experts': ``shared_count_key`` times
     that, or (``shared_is_as_wide``) the same.
 
+    ``aliases`` are model types of the same architecture that transformers does not know.
     ``served`` is None where vLLM was not tried with it.
     ``separates_packed``: documents packed into one sequence see nothing of each other, because everything that mixes
     tokens heeds positions that start again.
@@ -73,6 +58,7 @@ class Family:
     shared_count_key: str | None = None
     shared_is_as_wide: bool = False
     separates_packed: bool = True
+    aliases: tuple[str, ...] = ()
     served: Served | None = None
     block: str = "model.layers.{layer}.mlp"
     router: str = "gate"
@@ -282,6 +268,7 @@ FAMILIES: dict[str, Family] = {
                 shared_width=_TIED_SHARED,
                 needs={"topk_method": "noaux_tc", "scoring_func": "sigmoid"},
             ),
+            aliases=("kimi_k2",),
             first_moe_layer=("first_k_dense_replace", 3),
             **_DEEPSEEK_V3,
         ),
@@ -374,17 +361,24 @@ FAMILIES: dict[str, Family] = {
         ),
     )
 }
+_BY_ALIAS = {alias: family for family in FAMILIES.values() for alias in family.aliases}
 
 
 def family_of(config: Mapping[str, Any]) -> Family:
-    """The family of a config.json. Raises WinnowError for an architecture without a row."""
+    """The family of a config.json. Raises WinnowError for an architecture without a row.
+
+    From then on transformers knows the model type too, where it is an alias.
+    """
     model_type = config.get("model_type", "(none)")
-    if model_type not in FAMILIES:
+    family = FAMILIES.get(model_type) or _BY_ALIAS.get(model_type)
+    if family is None:
         raise WinnowError(
-            f"architecture '{model_type}' is not supported; supported: {', '.join(sorted(FAMILIES))}. "
+            f"architecture '{model_type}' is not supported; supported: {', '.join(sorted([*FAMILIES, *_BY_ALIAS]))}. "
             "To add it, add a row to FAMILIES in harness/families.py"
         )
-    return FAMILIES[model_type]
+    if model_type in family.aliases:
+        teach_transformers(model_type, family.model_type)
+    return family
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -125,7 +125,7 @@ def anatomy_of_config(config: Mapping[str, Any]) -> Anatomy:
     dtype = dtype_named(str(config.get("dtype") or config.get("torch_dtype") or "float32"))
     try:
         with torch.device("meta"):
-            parsed = CONFIG_MAPPING[family.model_type].from_dict(dict(config))
+            parsed = CONFIG_MAPPING[config["model_type"]].from_dict(dict(config))
             model = AutoModelForCausalLM.from_config(parsed, dtype=dtype)
     except (StrictDataclassError, TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:
         reason = " ".join(str(error).split())

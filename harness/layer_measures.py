@@ -1,7 +1,7 @@
 """What layer diagnostics compute from gate values, expert outputs, weights and counts: pure numpy, one layer at a time.
 
-E experts, H hidden size, T tokens, m members of a group. Sums over tokens are kept by fold, ``FOLDS`` stretches of
-consecutive tokens, so that every number built from them has an interval by leaving one fold out at a time.
+E experts, H hidden size, T tokens, m members of a group. Sums over tokens are kept by fold, ``FOLDS`` random parts of
+the documents, so that every number built from them has an interval by leaving one fold out at a time.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,9 +20,19 @@ Estimated = tuple[float, float, float]  # value, and the ends of its 95 % interv
 Align = Callable[[ExpertWeights, ExpertWeights], Sequence[int]]
 
 
-def folds_of(tokens: int) -> np.ndarray:
-    """(T,) the fold of each token."""
-    return np.arange(tokens) * FOLDS // tokens
+def folds_of(lengths: Sequence[int], seed: int = 0) -> np.ndarray:
+    """(T,) the fold of each token, of documents of ``lengths`` tokens one after the other.
+
+    The tokens of a document are alike, so documents are dealt out whole, in random order, each to the fold that has
+    fewest tokens so far; one that is longer than a fold's share is cut into stretches of that length.
+    """
+    share = max(1, sum(lengths) // FOLDS)
+    pieces = [size for length in lengths for size in (*[share] * (length // share), length % share) if size]
+    folds, filled = np.zeros(len(pieces), dtype=np.int64), np.zeros(FOLDS, dtype=np.int64)
+    for piece in np.random.default_rng(seed).permutation(len(pieces)):
+        folds[piece] = np.argmin(filled)
+        filled[folds[piece]] += pieces[piece]
+    return np.repeat(folds, pieces)
 
 
 def by_fold(values: np.ndarray, folds: np.ndarray) -> np.ndarray:
@@ -33,14 +43,18 @@ def by_fold(values: np.ndarray, folds: np.ndarray) -> np.ndarray:
     return sums
 
 
-def estimated(function: Callable[[np.ndarray], float], folds: np.ndarray) -> Estimated:
-    """``function`` of the folds to be used, (FOLDS,) zeros and ones, with the jackknife's interval over folds.
+def leave_one_out(function: Callable[[np.ndarray], float], folds: np.ndarray) -> tuple[float, list[float]]:
+    """``function`` of the folds to be used, (FOLDS,) zeros and ones: of all, and without each that holds tokens."""
+    used = np.bincount(folds, minlength=FOLDS) > 0
+    left_out = [float(function(used & (np.arange(FOLDS) != fold))) for fold in np.flatnonzero(used)]
+    return function(used.astype(float)), left_out
+
+
+def estimated(value: float, left_out: Sequence[float]) -> Estimated:
+    """``value`` with the jackknife's interval over folds.
 
     The interval does not go below 0: everything that is measured here is a sum of squares.
     """
-    used = np.bincount(folds, minlength=FOLDS) > 0
-    value = function(used.astype(float))
-    left_out = [function(used & (np.arange(FOLDS) != fold)) for fold in np.flatnonzero(used)]
     low, high = jackknife(value, left_out) if len(left_out) > 1 else (value, value)
     return value, max(0.0, low), high
 

@@ -26,8 +26,9 @@ from harness.families import Family, family_of, read_config
 from harness.quantize import served_folder
 from harness.skipping import install as install_skipping
 from harness.skipping import read_betas
+from harness.tiktoken_tokenizer import VOCABULARY, code_file, read_tokenizer
 
-_NEEDED = ["*.json", "*.safetensors", "*.txt", "*.model", "*.tiktoken", "*.jinja", "LICENSE*", "NOTICE*"]
+_NEEDED = ["*.json", "*.safetensors", "*.txt", "*.model", "*.tiktoken", "*.py", "*.jinja", "LICENSE*", "NOTICE*"]
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "*.model", "*.tiktoken")
 
 
@@ -161,14 +162,15 @@ def _grouped_mm_runs(dtype: torch.dtype, layouts: Mapping[int, LayerLayout]) -> 
 def load_tokenizer(path_or_hub_id: str | Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a checkpoint; its padding token is the end of text where it has none.
 
-    Raises WinnowError where there is no usable tokenizer.
+    Code that comes with a checkpoint is not run: such a tokenizer is made from its files (tokenizer.json, or what
+    ``harness.tiktoken_tokenizer`` reads). Raises WinnowError where there is no usable tokenizer.
     """
     folder = resolve_checkpoint(path_or_hub_id)
     if not any(path for pattern in _VOCABULARIES for path in folder.glob(pattern)):
         # transformers would make up an empty tokenizer from the model type
         raise WinnowError(f"no usable tokenizer in {folder}: none of {', '.join(_VOCABULARIES)}")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = _open_tokenizer(folder)
     except Exception as error:  # tokenizers raises bare Exception on a broken file
         raise WinnowError(f"no usable tokenizer in {folder}: {_first_line(error)}") from error
     if tokenizer.pad_token_id is None:
@@ -176,6 +178,19 @@ def load_tokenizer(path_or_hub_id: str | Path) -> PreTrainedTokenizerBase:
             raise WinnowError(f"the tokenizer in {folder} has neither a padding nor an end-of-text token")
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def _open_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    code = code_file(folder)
+    if code and (folder / VOCABULARY).is_file():
+        return read_tokenizer(folder)
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:
+        if not code:
+            raise
+        reason = f"{code} is not run, as no code of a checkpoint is, and without it: {_first_line(error)}"
+        raise WinnowError(reason) from error
 
 
 def _first_line(error: BaseException) -> str:

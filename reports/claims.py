@@ -9,6 +9,10 @@ gives two one-sided p-values, that the claim holds and that its contrary does. T
   at the level of a single claim, 0.05 over their number.
 - *not tested* where a cell is missing, broken or without the score: which, and the command that runs it.
 
+Layers are no sample: a model has those that it has. A contrast of numbers that each layer has is tested on the samples
+behind them (``reports.layer_samples``), and where these are not known, or layers are what is ranked, the verdict is
+undecided as long as they are too few, and says so.
+
 A claim of several contrasts holds if all do (its p-value is their largest), and does not hold if one of them
 certainly does not (the smallest, times their number). A count of what a plan contains is no sample: it has no p-value.
 """
@@ -22,9 +26,10 @@ from reports.broken import faults
 from reports.comparisons import effect_text, reverse, size_text
 from reports.contrasts import EACH, Comparer, Term
 from reports.formats import format_value
+from reports.layer_samples import NO_MORE, PARTS, of_layers, unit_of
 from reports.load import Panel, Row
 from reports.measures import generative_average
-from reports.paired import ALPHA, Comparison, holm, rank_correlation, two_sided
+from reports.paired import ALL_PERMUTATIONS, ALPHA, Comparison, arrangements, holm, rank_correlation, two_sided
 from reports.selection import Cell, matches
 from reports.statistics import Measure
 
@@ -51,7 +56,10 @@ class AllAbove:
 
 @dataclass(frozen=True)
 class RanksFollow:
-    """Over the layers of the cells, the second measure rises with the first (Spearman's rho above 0)."""
+    """Over cells and layers, the second measure rises with the first (Spearman's rho above 0).
+
+    Whole cells and whole layers are permuted: of two cells, or layers, of one kind the second proves little.
+    """
 
     first: str
     second: str
@@ -107,7 +115,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class Evidence:
-    """One line of what was seen. ``comparison`` is None for counts."""
+    """One line of what was seen. ``comparison`` is None for counts; ``limit`` says why there cannot be more items."""
 
     name: str
     kind: str
@@ -115,6 +123,7 @@ class Evidence:
     comparison: Comparison | None
     text: str
     unit: str = "items"
+    limit: str = ""
 
 
 @dataclass(frozen=True)
@@ -219,18 +228,22 @@ def _more(finding: Finding, level: float) -> str:
         c = one.comparison
         if c is None or 2 * c.p_above(one.threshold) < level:
             continue
-        needed = c.items_needed(one.threshold, level)
-        seen = f"smallest detectable {size_text(one.kind, c.detectable(level))}"
-        if math.isfinite(needed):
-            more = f"{max(1, needed - c.n):,.0f} more {one.unit} than the {c.n:,}"
-        elif math.isfinite(seeds := c.seeds_needed(one.threshold, level)):
-            more = f"{seeds:,.0f} seeds instead of {max(c.seeds)}"
-        elif c.seed_error > 0:
-            more = f"more seeds than {max(c.seeds)} and more {one.unit} than the {c.n:,}"
-        else:
-            more = f"more {one.unit}, but the effect seen is no guide to how many"
-        texts.append(f"{one.name}: {more} ({seen})")
+        seen = f" (smallest detectable {size_text(one.kind, c.detectable(level))})" if math.isfinite(c.error) else ""
+        texts.append(f"{one.name}: {one.limit or _needed(one, c, level) + seen}")
     return "; ".join(texts)
+
+
+def _needed(one: Evidence, c: Comparison, level: float) -> str:
+    needed = c.items_needed(one.threshold, level)
+    if math.isfinite(needed) and one.unit == PARTS:
+        return f"{max(1.1, needed / c.n):,.1f} times the calibration tokens (diagnostics.tokens)"
+    if math.isfinite(needed):
+        return f"{max(1, needed - c.n):,.0f} more {one.unit} than the {c.n:,}"
+    if math.isfinite(seeds := c.seeds_needed(one.threshold, level)):
+        return f"{seeds:,.0f} seeds instead of {max(c.seeds)}"
+    if c.seed_error > 0:
+        return f"more seeds than {max(c.seeds)} and more {one.unit} than the {c.n:,}"
+    return f"more {one.unit}, but the effect seen is no guide to how many"
 
 
 def _all_above(claim: Claim, view: View) -> Finding:
@@ -245,20 +258,36 @@ def _all_above(claim: Claim, view: View) -> Finding:
         found = view.compare(contrast)
         assert found is not None  # nothing is missing
         measure = view.measure(contrast.terms[0][1])
-        unit = "layers" if any(part.domain == EACH for part in measure.parts) else "items"
-        evidence.append(_contrast_evidence(contrast.name, measure.kind, contrast.threshold, found, unit))
+        evidence.append(
+            _over_layers(contrast, measure.kind, found, view)
+            if measure.parts[0].domain == EACH
+            else _contrast_evidence(contrast.name, measure.kind, contrast.threshold, found)
+        )
     above = [one.comparison.p_above(one.threshold) for one in evidence if one.comparison]
     below = [one.comparison.p_below(one.threshold) for one in evidence if one.comparison]
     return Finding(claim, view.panel, tuple(evidence), holds=max(above), fails=min(1.0, len(below) * min(below)))
 
 
-def _contrast_evidence(name: str, kind: str, threshold: float, found: Comparison, unit: str) -> Evidence:
+def _contrast_evidence(name: str, kind: str, threshold: float, found: Comparison, items: str = "") -> Evidence:
     points = " points" if kind == "share" else ""
     bar = f", to be above {format_value(kind, threshold)}" if threshold else ""
     seeds = "/".join(map(str, found.seeds))
     unpaired = "" if found.paired else ", unpaired"
-    text = f"{name}: {effect_text(kind, found)}{points}{bar} (n {found.n:,}, seeds {seeds}{unpaired})"
-    return Evidence(name, kind, threshold, found, text, unit)
+    text = f"{name}: {effect_text(kind, found)}{points}{bar} ({items or f'n {found.n:,}'}, seeds {seeds}{unpaired})"
+    return Evidence(name, kind, threshold, found, text)
+
+
+def _over_layers(contrast: Contrast, kind: str, found: Comparison, view: View) -> Evidence:
+    """Says what the items of a mean over layers are, and in how many layers it is so."""
+    terms = [(weight, view.measure(name).parts[0], view.row(cell)) for weight, name, cell in contrast.terms]
+    rows = [row for *_, row in terms if row is not None]
+    of_terms = [(weight, of_layers(part, row)) for weight, part, row in terms if row is not None]
+    common = [layer for layer in of_terms[0][1] if all(layer in values for _, values in of_terms)]
+    above = sum(sum(weight * values[layer] for weight, values in of_terms) > contrast.threshold for layer in common)
+    unit = unit_of(terms[0][1], rows)
+    items = f"n {found.n:,} {unit}; above {contrast.threshold:g} in {above} of {len(common)} layers"
+    evidence = _contrast_evidence(contrast.name, kind, contrast.threshold, found, items)
+    return replace(evidence, unit=unit, limit=NO_MORE.get(unit, ""))
 
 
 def _ranks_follow(claim: Claim, view: View) -> Finding:
@@ -268,21 +297,22 @@ def _ranks_follow(claim: Claim, view: View) -> Finding:
     missing = tuple(one for one in lacking if one is not None)
     if missing:
         return Finding(claim, view.panel, missing=missing)
-    pairs: list[tuple[float, float]] = []
-    for cell in test.cells:
-        row = view.row(cell)
-        assert row is not None
-        sides = []
-        for name in (test.first, test.second):
-            part = view.measure(name).parts[0]
-            scores = [s for s in row.records[0].scores if (s.task, s.metric) == (part.task, part.metric) and s.domain]
-            sides.append({score.domain: score.value for score in scores})
-        pairs += [(sides[0][layer], sides[1][layer]) for layer in sides[0] if layer in sides[1]]
-    if len(pairs) < 4:
-        return Finding(claim, view.panel, missing=(Missing(test.cells[0], f"{len(pairs)} layers; at least 4 needed"),))
-    found = rank_correlation([x for x, _ in pairs], [y for _, y in pairs])
-    text = f"rank correlation {effect_text('number', found)} over {found.n} layers of {len(test.cells)} cells"
-    evidence = Evidence("rank correlation", "number", 0.0, found, text, "layers")
+    rows = [row for cell in test.cells if (row := view.row(cell)) is not None]
+    parts = [view.measure(name).parts[0] for name in (test.first, test.second)]
+    first, second = ([of_layers(part, row) for row in rows] for part in parts)
+    layers = [layer for layer in first[0] if all(layer in values for values in (*first, *second))]
+    cells, points = len(rows), len(rows) * len(layers)
+    if points < 4:
+        return Finding(claim, view.panel, missing=(Missing(test.cells[0], f"{points} layers; at least 4 needed"),))
+    tables = [[[values[layer] for layer in layers] for values in of_cells] for of_cells in (first, second)]
+    found = rank_correlation(*tables)
+    text = f"rank correlation {effect_text('number', found)} over {len(layers)} layers of {cells} cells"
+    ways = arrangements(cells, len(layers))
+    limit = (
+        f"{cells} cells and {len(layers)} layers can be arranged in {ways:,} ways, so p is {2 / ways:.2g} at least; "
+        "the model has no more layers, but other ratios and corpora would be more cells"
+    )
+    evidence = Evidence("rank correlation", "number", 0.0, found, text, "points", limit * (ways <= ALL_PERMUTATIONS))
     return Finding(claim, view.panel, (evidence,), holds=found.p_above(), fails=found.p_below())
 
 
@@ -319,7 +349,7 @@ def _ranks_differ(claim: Claim, view: View) -> Finding:
     evidence = [Evidence("clearest reversal", "number", 0.0, None, text)]
     for name in (test.first, test.second):
         label, kind, found = difference(name, winner, loser)
-        evidence.append(_contrast_evidence(label, kind, 0.0, found, "items"))
+        evidence.append(_contrast_evidence(label, kind, 0.0, found))
     holds = min(1.0, len(reversals) * p)
     return Finding(claim, view.panel, tuple(evidence), holds=holds, fails=max(same_order.values()))
 

@@ -45,6 +45,7 @@ _MEASURES = [
 MEASURES = {measure.name: measure for measure in _MEASURES}
 
 MERGING = ("hc_smoe", "m_smoe")
+_MERGED = tuple(Cell(method, ratio) for method in MERGING for ratio in (0.125, 0.25, 0.5))
 EXPERT_METHODS = (
     "reap", "frequency", "gate_sum", "soft_count", "importance_product", "ean_sum", "ean_mean", "weighted_ean_sum",
     "max_activation", "hc_smoe", "m_smoe",
@@ -150,7 +151,7 @@ CLAIMS = (
         "merging_error_follows_prediction",
         "The measured error of merging follows the predicted one over layers, methods and ratios.",
         _REAP + "section 3.1, equation 6",
-        RanksFollow("predicted_error", "measured_error", tuple(Cell(m, r) for m in MERGING for r in (0.25, 0.5))),
+        RanksFollow("predicted_error", "measured_error", _MERGED),
         also=("diagnostics=layers",),
     ),
     Claim(

@@ -18,6 +18,7 @@ from reports.claims import BROKEN, FAILS, HOLDS, NOT_RUN, NOT_TESTED, UNDECIDED,
 from reports.claims_list import CLAIMS, MEASURES
 from reports.comparisons import p_text
 from reports.formats import Table, to_markdown
+from reports.layer_samples import with_layer_samples
 from reports.load import Panel, Row, load_panels
 from reports.page.embed import CLAIMS_FILE, PAGE, with_claims
 from reports.paired import ALPHA
@@ -35,8 +36,11 @@ single cells by McNemar's exact test, everything else by Student's t with the sq
 seeds added up. A claim of several contrasts holds if all of them do. p is two-sided and corrected by Holm's rule over
 the {tested} claims that were tested by one; below 0.05 a claim holds or does not hold, else it is undecided, with the
 number of items at which an effect of the size seen would be found with 80 % power at the level of a single claim
-({level:.2g}). Intervals are 95 %, of single contrasts. "seeds 1/3" counts the seeds of each cell: what chance does to
-a cell of a single seed is not in its interval. The verdicts are about the model and the settings below, no others."""
+({level:.2g}). Layers are no sample of anything: what each has is averaged over them and tested on the parts of the
+calibration tokens (jackknife) or the groups of merged experts behind it, and on the layers themselves only where
+neither is known; ranks over cells and layers are tested by permuting whole cells and whole layers. Intervals are 95 %,
+of single contrasts. "seeds 1/3" counts the seeds of each cell: what chance does to a cell of a single seed is not in
+its interval. The verdicts are about the model and the settings below, no others."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -61,7 +65,7 @@ def write_claims(folder: Path, out: Path) -> str:
 
     Raises WinnowError where there are no records, one is damaged, or ``out`` cannot be written.
     """
-    panels = load_panels(folder)
+    panels = [with_layer_samples(folder, panel) for panel in load_panels(folder)]
     findings = evaluate_claims(CLAIMS, panels, MEASURES)
     several = len(panels) > 1
     contents = {

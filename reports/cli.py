@@ -8,7 +8,7 @@ from pathlib import Path
 
 from harness.errors import WinnowError
 from harness.store import write_files
-from reports import claims_report, drift_figures, figures, layers
+from reports import claims_report, drift_figures, figures, layers, wandb_report
 from reports.answers import calibration_table, consistency_table, shift_table
 from reports.broken import failed_cells
 from reports.comparisons import baseline_tests, best_tests
@@ -44,6 +44,7 @@ It can be run while a sweep is still at work: it shows the cells that are finish
 baseline are paired item by item where the .parquet files lie beside the records, else unpaired.
 
 `winnow-report claims FOLDER` tests the claims of the literature instead (`winnow-report claims --help`).
+`winnow-report wandb FOLDER` makes a dashboard on Weights & Biases (`winnow-report wandb --help`).
 """
 
 
@@ -57,6 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     if words[:1] == ["claims"]:
         return claims_report.main(words[1:])
+    if words[:1] == ["wandb"]:
+        return wandb_report.main(words[1:])
     parser = argparse.ArgumentParser(
         "winnow-report", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -14,6 +14,8 @@ The rules, which every table repeats in words:
 - Several seeds of a cell: an item's score is its mean over seeds, and the squared standard error of the seeds' mean,
   with seeds - 1 degrees of freedom, is added to that of the items. A cell with a single seed adds nothing: its chance
   part is unknown, and the number of seeds is shown.
+- A score that is given for each layer (or other domain) is averaged over them: they are all that the model has. Its
+  items are the samples behind it where they are known (``reports.layer_samples``), else the layers themselves.
 - Where samples are missing or do not give the recorded score, the squared errors that the recorded intervals imply
   are added up instead, as for independent samples (``paired`` is then False).
 """
@@ -25,12 +27,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from harness.records import Record
+from reports.layer_samples import samples_of_each
 from reports.load import Row
 from reports.paired import Comparison, interval, mcnemar, satterthwaite
 from reports.statistics import Items, Measure, Part, find_score, strata_of
 
 SAMPLE_SCORE = ""  # as a part's metric: the mean of the samples' own scores, whatever scores the record has
-EACH = "*"  # as a part's domain: the domains are the items, as for a score that is given for each layer
+EACH = "*"  # as a part's domain: the mean over all of them, as of a score that is given for each layer
 _NORMAL = 1.959963984540054
 
 
@@ -172,12 +175,12 @@ def _bounds(terms: Sequence[Term]) -> tuple[float, float] | None:
 
 def _score(kind: str, part: Part, record: Record, items: Items | None) -> _Scored | None:
     to: Callable[[float], float] = math.log if kind == "perplexity" else float
-    if part.domain == EACH or part.metric == SAMPLE_SCORE:
-        own = _domains_as_items(record, part) if part.domain == EACH else items and items.select(part)
-        if own is None or not len(own.score):
-            return None
-        error = float(np.std(own.score, ddof=1)) / math.sqrt(len(own.score)) if len(own.score) > 1 else math.inf
-        return _Scored(float(own.score.mean()), error, len(own.score), own, signature=_signature(own))
+    if part.domain == EACH:
+        own = samples_of_each(part, items) or _domains_as_items(record, part)
+        return None if own is None else _mean(own, [own.domain == name for name in np.unique(own.domain)])
+    if part.metric == SAMPLE_SCORE:
+        own = None if items is None else items.select(part)
+        return None if own is None or not len(own.score) else _mean(own, [np.full(len(own.score), True)])
     score = find_score(record, part)
     if score is None:
         return None
@@ -189,6 +192,14 @@ def _score(kind: str, part: Part, record: Record, items: Items | None) -> _Score
     if own is None or strata is None or not np.isfinite(own.score).all():
         return _Scored(to(score.value), error, score.n, None)
     return _Scored(to(score.value), error, score.n, own, len(strata) > 1, _signature(own))
+
+
+def _mean(items: Items, strata: Sequence[np.ndarray]) -> _Scored:
+    """The mean of the strata's means; without an error where one of them has a single item."""
+    scores = [items.score[mask] for mask in strata]
+    variances = [float(np.var(own, ddof=1)) / len(own) if len(own) > 1 else math.inf for own in scores]
+    value, error = float(np.mean([own.mean() for own in scores])), math.sqrt(sum(variances)) / len(strata)
+    return _Scored(value, error, len(items.score), items, len(strata) > 1, _signature(items))
 
 
 def _domains_as_items(record: Record, part: Part) -> Items | None:
@@ -246,7 +257,8 @@ def _stratum(
         return float(total.mean()), float(padded.mean()), float(padded.var()) / (n + 2)
     if n < 2:
         return None
-    if kind == "perplexity":
-        mean = float(total.sum() / weight.sum())
-        return mean, mean, float(np.var((total - mean * weight) / weight.mean(), ddof=1)) / n
-    return float(total.mean()), float(total.mean()), float(np.var(total, ddof=1)) / n
+    mean = float(total.sum() / weight.sum()) if kind == "perplexity" else float(total.mean())
+    apart = (total - mean * weight) / weight.mean() if kind == "perplexity" else total - mean
+    # What rounding alone sets apart is equal: a tiny variance would be a certainty.
+    equal = np.max(np.abs(apart)) <= 1e-9 * abs(mean)
+    return mean, mean, 0.0 if equal else float(np.var(apart, ddof=1)) / n

@@ -35,6 +35,13 @@ _OVERLAP_NOTE = (
     "Shared experts over all experts that either of two corpora keeps (Jaccard), the mean over layers (n: {n}) and the "
     "lowest and highest layer; by chance is what two random choices of as many would share."
 )
+_ON_PAGE = {
+    "measured": "measured_error",
+    "predicted": "predicted_error",
+    "ratio": "spread_ratio",
+    "distance": "aligned_distance",
+    "average": "average_aligned_distance",
+}
 FIGURE_NOTE = (
     "Left: the measured error of every layer over the predicted one, both over the output's energy; on the line they "
     "are equal, and ρ is the rank correlation over all layers shown. Right: spread of expert outputs, of the original, "
@@ -46,6 +53,30 @@ def layers_of(folder: Path, row: Row) -> Layers | None:
     """The diagnostics of the row's first cell that has any."""
     found = (read_diagnostics(folder, record.cell["id"]) for record in row.records)
     return next((one["layers"] for one in found if one is not None), None)
+
+
+def layer_numbers(folder: Path, row: Row) -> list[dict[str, Any]]:
+    """What the page shows of each MoE layer of the row's first cell that has diagnostics; empty where none has.
+
+    ``layer``, ``tokens``, ``measured``, ``predicted``, ``ratio`` (of the spreads), ``distance`` and ``average``
+    (aligned; of merged and of average pairs), each [value, low, high, n] or None where it does not apply, and
+    ``spread`` and ``entropy``, [before, after].
+    """
+    for record in row.records:
+        found = read_diagnostics(folder, record.cell["id"])
+        if found is None:
+            continue
+        scores = {(s.metric, s.domain): [s.value, s.low, s.high, s.n] for s in found["scores"]}
+        return [
+            {"layer": layer, "tokens": found["tokens"]}
+            | {name: scores.get((metric, layer)) for name, metric in _ON_PAGE.items()}
+            | {
+                name: [numbers[f"{key}_before"], numbers[f"{key}_after"]]
+                for name, key in (("spread", "spread"), ("entropy", "load_entropy"))
+            }
+            for layer, numbers in found["layers"].items()
+        ]
+    return []
 
 
 def layer_table(folder: Path, panel: Panel, corpus: str) -> Table | None:

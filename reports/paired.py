@@ -6,14 +6,15 @@ Numbers in, numbers out: nothing here knows a record. Two-sided at 5 % and with 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import permutations
+from itertools import permutations, product
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.special import bdtr, stdtr, stdtrit
 
 ALPHA, POWER = 0.05, 0.8
 PERMUTATIONS = 20_000  # drawn where all of them are too many
-ALL_PERMUTATIONS = 7  # pairs up to which every permutation is tried
+ALL_PERMUTATIONS = 5040  # as many as are all tried
 
 
 @dataclass(frozen=True)
@@ -137,43 +138,82 @@ def satterthwaite(variances: Sequence[float], dfs: Sequence[float]) -> float:
     return 1 / spread if spread > 0 else math.inf
 
 
-def rank_correlation(x: Sequence[float], y: Sequence[float]) -> Comparison:
-    """Spearman's rho of at least four pairs, tested by permuting one side (all ways up to 7 pairs, else 20,000 drawn).
+def rank_correlation(x: ArrayLike, y: ArrayLike) -> Comparison:
+    """Spearman's rho of at least four points, tested by permuting one side (all ways up to 5,040, else 20,000 drawn).
+
+    The points are a list, or a table (R, C) whose rows and columns have something in common, such as cells and layers.
+    Of a table whole rows and whole columns are permuted, which is exact where these are exchangeable (Mantel's and the
+    quadratic assignment test do the same with square ones): of points that share a row, one says what others do.
 
     The interval is Bonett and Wright's (Psychometrika 65, 2000): atanh(rho) has the standard error
-    sqrt((1 + rho^2 / 2) / (n - 3)). ``error`` is that of rho where there is no correlation, 1 / sqrt(n - 1). Raises
-    ValueError for fewer pairs; where one side does not vary, rho is 0 and its interval everything.
+    sqrt((1 + rho^2 / 2) / (n - 3)), with the effective number of points, 1 + 1 / the variance of rho over all
+    permutations, as n (Clifford, Richardson and Hemon, Biometrics 45, 1989); of a list, that is the number of points.
+    Of a rho of 1 it reaches down from the next that so many ranks can have. Where 3 or fewer are effective it is
+    everything, as it is where one side does not vary; rho is 0 there. ``error`` is the root of that variance.
+
+    Raises ValueError for fewer points or tables that differ in shape.
     """
-    n = len(x)
-    if n < 4 or len(y) != n:
+    first, second = (np.atleast_2d(np.asarray(side, dtype=np.float64)) for side in (x, y))
+    n = first.size
+    if n < 4 or first.shape != second.shape:
         raise ValueError(f"a rank correlation needs at least four pairs, not {n}")
-    first, second = _standard_ranks(x), _standard_ranks(y)
-    null_error = 1 / math.sqrt(n - 1)
-    if first is None or second is None:
-        return Comparison(0.0, -1.0, 1.0, null_error, math.inf, n, exact=(1.0, 1.0))
-    rho = float(first @ second)
-    if n <= ALL_PERMUTATIONS:
-        orders = np.array(list(permutations(range(n))))
-        drawn = 0
-    else:
-        generator = np.random.default_rng(0)
-        orders = generator.permuted(np.tile(np.arange(n), (PERMUTATIONS, 1)), axis=1)
-        drawn = 1  # the order as it is counts among those drawn
-    by_chance = second[orders] @ first
+    one, other = _standard_ranks(first), _standard_ranks(second)
+    variance = 0.0 if one is None or other is None else _permutation_variance(one, other)
+    if one is None or other is None or variance < 1e-12:
+        return Comparison(0.0, -1.0, 1.0, 1 / math.sqrt(n - 1), math.inf, n, exact=(1.0, 1.0))
+    rho = float(np.sum(one * other))
+    rows, columns, drawn = _permutations(*first.shape)
+    by_chance = other[rows[:, :, None], columns[:, None, :]].reshape(len(rows), -1) @ one.ravel()
     above, below = (
-        float((np.sum(side * by_chance >= side * rho - 1e-9) + drawn) / (len(orders) + drawn)) for side in (1, -1)
+        float((np.sum(side * by_chance >= side * rho - 1e-9) + drawn) / (len(rows) + drawn)) for side in (1, -1)
     )
-    low = high = rho
-    if abs(rho) < 1 - 1e-9:
-        low, high = interval(math.atanh(rho), math.sqrt((1 + rho**2 / 2) / (n - 3)), math.inf)
-        low, high = math.tanh(low), math.tanh(high)
-    return Comparison(rho, low, high, null_error, math.inf, n, exact=(above, below))
+    low, high = -1.0, 1.0
+    effective = 1 + 1 / variance
+    if effective > 3 + 1e-9:
+        largest = 1 - 12 / (n * (n**2 - 1))
+        middle = math.atanh(min(largest, max(-largest, rho)))
+        low, high = interval(middle, math.sqrt((1 + rho**2 / 2) / (effective - 3)), math.inf)
+        low, high = min(rho, math.tanh(low)), max(rho, math.tanh(high))
+    return Comparison(rho, low, high, math.sqrt(variance), math.inf, n, exact=(above, below))
 
 
-def _standard_ranks(values: Sequence[float]) -> np.ndarray | None:
+def arrangements(rows: int, columns: int) -> int:
+    """How many ways there are to permute whole rows and whole columns: no p-value can be below one over that."""
+    return math.factorial(rows) * math.factorial(columns)
+
+
+def _permutations(rows: int, columns: int) -> tuple[np.ndarray, np.ndarray, int]:
+    """(N, rows) and (N, columns), and 1 if they are drawn at random: then the order as it is counts as one of them."""
+    if arrangements(rows, columns) <= ALL_PERMUTATIONS:
+        pairs = list(product(permutations(range(rows)), permutations(range(columns))))
+        return np.array([one for one, _ in pairs]), np.array([other for _, other in pairs]), 0
+    generator = np.random.default_rng(0)
+    of_columns, of_rows = (
+        generator.permuted(np.tile(np.arange(size), (PERMUTATIONS, 1)), axis=1) for size in (columns, rows)
+    )
+    return of_rows, of_columns, 1
+
+
+def _permutation_variance(one: np.ndarray, other: np.ndarray) -> float:
+    """Variance of <one, other> over all permutations of whole rows and columns of centred tables (R, C).
+
+    Means of rows, means of columns and what is left permute each in its own space, irreducibly, so by Schur's lemma
+    each adds the product of the squared lengths over its dimension: R - 1, C - 1 and the product of the two.
+    """
+    rows, columns = one.shape
+    squares = []
+    for table in (one, other):
+        of_rows = np.broadcast_to(table.mean(1, keepdims=True), table.shape)
+        of_columns = np.broadcast_to(table.mean(0, keepdims=True), table.shape)
+        squares.append([float(np.sum(part**2)) for part in (of_rows, of_columns, table - of_rows - of_columns)])
+    dimensions = (rows - 1, columns - 1, (rows - 1) * (columns - 1))
+    return sum(a * b / size for a, b, size in zip(*squares, dimensions, strict=True) if size)
+
+
+def _standard_ranks(values: np.ndarray) -> np.ndarray | None:
     """Ranks, ties sharing their mean, centred and of length 1, so that their product is rho; None if all are equal."""
-    array = np.asarray(values, dtype=np.float64)
+    array = values.ravel()
     ranks = (array[:, None] > array).sum(axis=1) + ((array[:, None] == array).sum(axis=1) + 1) / 2
     ranks -= ranks.mean()
     length = float(np.sqrt(ranks @ ranks))
-    return ranks / length if length > 0 else None
+    return (ranks / length).reshape(values.shape) if length > 0 else None

@@ -103,9 +103,9 @@ def _command(methods: Sequence[str], cell: Cell, panel: Panel, suite: str) -> li
     names = list(dict.fromkeys(methods))
     words = ["winnow", *(["-m"] if len(names) > 1 else [])]
     config = next((record.config for row in panel.all_rows() for record in row.records), {})
-    words.append(f"model={panel.model}")
-    if (path := config.get("model", {}).get("path")) and _defaults("model", panel.model).get("path") == "???":
-        words.append(f"model.path={path}")
+    path = config.get("model", {}).get("path")
+    # What has no configuration of its own is named after its folder.
+    words += [f"model={panel.model}"] if _defaults("model", panel.model) else ["model=local", f"model.path={path}"]
     words += [f"method={','.join(names)}", f"ratio={cell.ratio:g}", f"calibration={cell.calibration}"]
     words += [f"{key}={value}" for key, value in cell.settings]
     words.append(f"suite={suite}")

@@ -24,6 +24,7 @@ PUBLISHED = {
     "gpt_oss_120b": (116.8, 5.1, 128, 4, 36),
     "gpt_oss_20b": (20.9, 3.6, 32, 4, 24),
     "hunyuan_a13b": (80.4, 13, 64, 8, 32),
+    "kimi_k2": (1026, 32, 384, 8, 60),
     "lfm2_8b_a1b": (8.34, 1.5, 32, 4, 22),
     "minimax_m2": (228.7, 10, 256, 8, 62),
     "mixtral_8x22b": (140.6, 39, 8, 2, 56),
@@ -45,8 +46,8 @@ def composed(*overrides: str) -> DictConfig:
 
 
 def test_each_is_published_or_local() -> None:
-    assert set(NAMES) == PUBLISHED.keys() | {"local", "reference"}
-    assert sum(20 <= parameters <= 1000 for parameters, *_ in PUBLISHED.values()) >= 12
+    assert set(NAMES) == PUBLISHED.keys() | {"local", "reference", "reference_top1"}
+    assert sum(20 <= parameters <= 1100 for parameters, *_ in PUBLISHED.values()) >= 12
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
+    CONFIG_MAPPING,
     DeepseekV2Config,
     DeepseekV2ForCausalLM,
     DeepseekV3Config,
@@ -46,6 +47,8 @@ from transformers import (
     Qwen3NextConfig,
     Qwen3NextForCausalLM,
 )
+
+from harness.families import family_of
 
 FAMILY_NAMES = ("qwen3_moe", "mixtral", "olmoe")
 ALL_FAMILIES = FAMILY_NAMES + (
@@ -150,6 +153,10 @@ def _settings(
             ), DeepseekV2ForCausalLM  # fmt: skip
         case "deepseek_v3":
             return DeepseekV3Config(**one_dense_before | latent, **groups), DeepseekV3ForCausalLM
+        case "kimi_k2":  # not one of ALL_FAMILIES, but another name of deepseek_v3; as released it has no groups
+            family_of({"model_type": "kimi_k2"})
+            one_group = {"n_group": 1, "topk_group": 1, "topk_method": "noaux_tc", "scoring_func": "sigmoid"}
+            return CONFIG_MAPPING["kimi_k2"](**one_dense_before | latent, **one_group), DeepseekV3ForCausalLM
         case "glm4_moe":
             return Glm4MoeConfig(**one_dense_before, head_dim=head), Glm4MoeForCausalLM
         case "dots1":

@@ -4,18 +4,19 @@
    tried;
 2. transformers where nothing is to be written (``suite=none`` and suites that only score);
 3. on GPUs: vLLM;
-4. on a CPU: vLLM from ``WORTH_A_START`` tokens to write on. Its start-up takes longer there than a small suite does;
-   ``python -m harness.benchmarks.generation`` measures where the two meet.
+4. on a CPU: vLLM where the tokens to write, times the parameters that each of them uses, are ``WORTH_A_START`` or more.
+   Its start-up takes longer there than a small suite or a small model does; ``python -m harness.benchmarks.generation``
+   measures where the two meet on the reference MoE.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from harness.backends import vllm_guard
 from harness.data_sets import rows
 from harness.errors import WinnowError
 
-WORTH_A_START = 500_000
+WORTH_A_START = 500_000 * 1_574_912  # so many tokens of the reference MoE
 
 
 def tokens_to_write(tasks: Iterable[Any]) -> int:
@@ -33,11 +34,13 @@ def _tokens_of(task: Any) -> int:
     return int(items * task.max_new_tokens)
 
 
-def choose(backend: Mapping[str, Any], model_config: Mapping[str, Any], tasks: Iterable[Any]) -> tuple[Any, str]:
+def choose(
+    backend: Mapping[str, Any], model_config: Mapping[str, Any], tasks: Iterable[Any], active: Callable[[], int]
+) -> tuple[Any, str]:
     """The node of the backend to take, and why (empty where it was asked for by name).
 
-    ``backend`` is the configuration's: of one backend, or of ``auto`` with both under it. Raises WinnowError where vLLM
-    was asked for and cannot serve the model right.
+    ``backend`` is the configuration's: of one backend, or of ``auto`` with both under it; ``active`` gives the
+    parameters that a token uses. Raises WinnowError where vLLM was asked for and cannot serve the model right.
     """
     reason = "" if backend["name"] == "hf" else vllm_guard.reason_against(model_config)
     if backend["name"] != "auto":
@@ -51,5 +54,6 @@ def choose(backend: Mapping[str, Any], model_config: Mapping[str, Any], tasks: I
         return backend["hf"], "the suite writes nothing"
     if not vllm_guard.is_cpu_build():
         return backend["vllm"], "vLLM is installed and serves this architecture"
-    counted = f"up to {work:,} tokens to write on a CPU, and vLLM's start-up pays from {WORTH_A_START:,} on"
-    return backend["vllm" if work >= WORTH_A_START else "hf"], counted
+    least = -(-WORTH_A_START // active())
+    counted = f"up to {work:,} tokens to write on a CPU, and vLLM's start-up pays from {least:,} on"
+    return backend["vllm" if work >= least else "hf"], counted

@@ -1,9 +1,9 @@
 """The page: one HTML file with its style, script and data inside, which asks the network for nothing.
 
-The charts are drawn by the page's own script (``page.js``, and ``cell.js`` for the view of one cell): a plotting
-library would add megabytes to every page. Texts that models wrote are hostile until shown otherwise: they travel as
-JSON in which no tag can end or begin, the script puts them on the page as text only, and the page's own security policy
-lets no other script run and nothing be fetched.
+The charts are drawn by the page's own script (``page.js``, and ``cell.js`` and ``measured.js`` for the view of one
+cell): a plotting library would add megabytes to every page. Texts that models wrote are hostile until shown otherwise:
+they travel as JSON in which no tag can end or begin, the script puts them on the page as text only, and the page's own
+security policy lets no other script run and nothing be fetched.
 """
 
 import base64
@@ -19,6 +19,8 @@ from reports.measures import Results
 from reports.page.data import page_data
 from reports.page.embed import CLAIMS_FILE, embed, embed_text
 
+SCRIPTS = ("page.js", "cell.js", "measured.js")
+
 
 def report_page(folder: Path, out: Path, all_results: Sequence[Results], opening: str) -> bytes:
     """The page of the records in ``folder``, with the claims that ``winnow-report claims`` left in ``out``, if any."""
@@ -30,7 +32,7 @@ def report_page(folder: Path, out: Path, all_results: Sequence[Results], opening
 
 def build_page(title: str, data: Mapping[str, Any], claims: str = "null") -> str:
     """The whole page. ``data`` is from ``reports.page.data``, ``claims`` the JSON of ``winnow-report claims``."""
-    style, script = _read("page.css"), _read("page.js") + _read("cell.js")
+    style, script = _read("page.css"), "".join(map(_read, SCRIPTS))
     return Template(_read("template.html")).substitute(
         title=html.escape(title),
         style=style,

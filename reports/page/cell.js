@@ -7,12 +7,14 @@ function cellView(cell) {
     h("p", { class: "note" }, `${cell.ids.join(", ")} (model ${panel.model}, suite ${panel.suite}, backend ${panel.backend}${cell.ids.length > 1 ? `; means over ${cell.ids.length} seeds, texts and plan of the first` : ""})`),
     ...cell.faults.map((fault) => h("p", { class: "bad" }, `broken: ${fault}`)),
     h("div", { class: "row" }, scoreTable(cell, base), h("div", {}, sizeTable(cell), timingTable(cell))),
-    ...neighbours(cell), ...planView(cell), ...usageView(cell), ...curveView(cell, base), ...textView(cell, base), ...settings(cell),
+    ...neighbours(cell), ...answersView(cell, base), ...planView(cell), ...layerView(cell), ...usageView(cell), ...curveView(cell, base), ...textView(cell, base), ...settings(cell),
   ].filter(Boolean);
 }
 
-function scoreTable(cell, base) {
-  const kept = data.measures.filter((m) => cell.scores[m.name]);
+const measured = (cell, section) => data.measures.filter((m) => m.section === section && cell.scores[m.name]);
+
+function scoreTable(cell, base, section = "scores") {
+  const kept = measured(cell, section);
   const compared = base && base !== cell;
   const body = kept.map((m) => {
     const [text, , , , n, difference, , paired] = cell.scores[m.name];
@@ -20,7 +22,9 @@ function scoreTable(cell, base) {
     return compared ? [...row, (base.scores[m.name] || ["–"])[0], difference ? `${difference}${paired ? "" : " unpaired"}` : "–"] : row;
   });
   const header = ["measure", "score [95 % interval]", "n", ...(compared ? ["baseline", "difference"] : [])];
-  return h("div", {}, h("h3", {}, "Scores"), kept.length ? table(header, body) : h("p", {}, "This cell was not evaluated (suite=none)."));
+  if (section !== "scores") return kept.length ? table(header, body) : null;
+  const none = Object.keys(cell.scores).length ? "Its scores are below." : "This cell was not evaluated (suite=none).";
+  return h("div", {}, h("h3", {}, "Scores"), kept.length ? table(header, body) : h("p", {}, none));
 }
 
 function sizeTable(cell) {
@@ -118,7 +122,7 @@ function curveView(cell, base) {
     const points = own.flatMap((c) => c.curves[metric].map(([x, y, low, high]) => ({ x, y, low, high, look: look(c), series: c.id, title: `${name(c)}\n${title}: ${plain(y, 4)} [${plain(low, 4)}, ${plain(high, 4)}]\nup to position ${x}` })));
     return plot(points, { xLabel: "position in the text (tokens)", yLabel: title, xLog: true, width: 460, height: 260 });
   });
-  return drawn.length ? [h("h3", {}, "Drift by position"), h("p", { class: "note" }, "The star is the uncompressed model. Bars are 95 % intervals."), h("div", { class: "row" }, drawn)] : [];
+  return drawn.length ? [h("h3", {}, "Drift by position"), h("p", { class: "note" }, "The star is the uncompressed model. Bars are 95 % intervals."), h("div", { class: "row", id: "drift" }, drawn)] : [];
 }
 
 // Where two texts part, in UTF-16 units, never inside a surrogate pair; -1 where they are the same.

@@ -18,9 +18,12 @@ from harness.store import RecordStore
 from reports.broken import faults
 from reports.drift_figures import PANELS, curve
 from reports.formats import format_estimate
+from reports.layers import layer_numbers
 from reports.load import NO_CORPUS, Panel, Row
 from reports.measures import (
+    CALIBRATION,
     Results,
+    consistency_measures,
     diagnostic_measures,
     main_measures,
     memory_reduction,
@@ -29,6 +32,7 @@ from reports.measures import (
 )
 from reports.palette import looks
 from reports.published import published_table
+from reports.reliability import reliability
 from reports.statistics import Estimate, Measure
 
 TEXTS = 4  # of each domain of a task
@@ -138,12 +142,18 @@ def _measure(measure: Measure, panel: Panel) -> dict[str, Any]:
     elif measure.name in {m.name for m in diagnostic_measures(records)}:
         group = "drift, texts and answers"
     label = measure.label if group != "scores by domain" else f"{measure.parts[0].task}: {measure.label}"
+    section = "scores"
+    if measure in CALIBRATION:
+        section = "calibration"
+    elif measure.name in {m.name for m in consistency_measures(records)}:
+        section = "consistency"
     return {
         "name": measure.name,
         "label": label.replace("_", " "),
         "kind": measure.kind,
         "higher": measure.higher_is_better,
         "group": group,
+        "section": section,
     }
 
 
@@ -178,6 +188,10 @@ def _cell(folder: Path, results: Results, row: Row, chosen: Sequence[Mapping[str
         "map": plan,
         "saliency": saliency,
         "curves": {metric: _points(row, metric, kind) for metric, kind, _ in PANELS},
+        "reliability": [[*map(_number, ends), n] for *ends, n in reliability(record)],
+        "layers": [
+            {name: _rounded(value) for name, value in numbers.items()} for numbers in layer_numbers(folder, row)
+        ],
         "texts": _texts(folder, record, chosen),
     }
 
@@ -239,6 +253,12 @@ def _texts(folder: Path, record: Record, chosen: Sequence[Mapping[str, str]]) ->
 
 def _cut(text: str, length: int) -> str:
     return text if len(text) <= length else f"{text[: length - 1]}…"
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_rounded(one) for one in value]
+    return _number(value) if isinstance(value, float) else value
 
 
 def _mean(values: Iterable[float]) -> float | None:

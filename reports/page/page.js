@@ -163,7 +163,7 @@ const SHAPES = {
 };
 const look = (cell) => (cell.baseline ? [GREY, "*"] : data.looks[cell.look]);
 const ink = (colour) => (colour === "#000000" ? "currentColor" : colour);
-const mark = ([colour, shape], x, y) => s("path", { d: SHAPES[shape], transform: `translate(${x} ${y})`, fill: ink(colour) });
+const mark = ([colour, shape], x, y, size = 1) => s("path", { d: SHAPES[shape], transform: `translate(${x} ${y}) scale(${size})`, fill: ink(colour) });
 
 function ticks(low, high, log) {
   if (log) {
@@ -180,8 +180,9 @@ function ticks(low, high, log) {
   return found;
 }
 
-// Points {x, y, low, high, look, title, series, cell}; the nearest one tells what it is.
-function plot(points, { xLabel, yLabel, xLog = false, yLog = false, width = 900, height = 380 }) {
+// Points {x, y, low, high, look, title, series, cell, size}; the nearest one tells what it is. With a diagonal, both
+// axes go from 0 to 1; marks of several looks are set apart unless each has to stand at its own x.
+function plot(points, { xLabel, yLabel, xLog = false, yLog = false, diagonal = false, fromZero = false, width = 900, height = 380 }) {
   const [left, right, top, bottom] = [64, 20, 14, 46];
   const ends = (values, log) => {
     const [low, high] = [Math.min(...values), Math.max(...values)];
@@ -190,8 +191,8 @@ function plot(points, { xLabel, yLabel, xLog = false, yLog = false, width = 900,
     return [low - pad, high + pad];
   };
   const finite = (x) => x !== null && x !== undefined;
-  const [x0, x1] = ends(points.map((p) => p.x), xLog);
-  const [y0, y1] = ends(points.flatMap((p) => [p.y, p.low, p.high]).filter(finite), yLog);
+  const [x0, x1] = diagonal ? [0, 1] : ends(points.map((p) => p.x), xLog);
+  const [y0, y1] = diagonal ? [0, 1] : ends(points.flatMap((p) => [p.y, p.low, p.high, fromZero ? 0 : null]).filter(finite), yLog);
   const scale = (v, a, b, log) => (log ? Math.log(v / a) / Math.log(b / a) : (v - a) / (b - a));
   const px = (v) => left + scale(v, x0, x1, xLog) * (width - left - right);
   const py = (v) => height - bottom - scale(v, y0, y1, yLog) * (height - top - bottom);
@@ -203,8 +204,9 @@ function plot(points, { xLabel, yLabel, xLog = false, yLog = false, width = 900,
     s("path", { class: "axis", fill: "none", d: `M${left} ${top}V${height - bottom}H${width - right}` }),
     s("text", { x: (left + width - right) / 2, y: height - 8, "text-anchor": "middle" }, xLabel),
     s("text", { transform: `translate(16 ${(top + height - bottom) / 2}) rotate(-90)`, "text-anchor": "middle" }, yLabel));
+  if (diagonal) root.append(s("line", { class: "diagonal", x1: px(0), y1: py(0), x2: px(1), y2: py(1) }));
   const names = [...new Set(points.map((p) => p.look[0] + p.look[1]))];
-  const apart = (p) => (xLog || names.length < 2 ? 0 : 16 * (names.indexOf(p.look[0] + p.look[1]) / (names.length - 1) - 0.5));
+  const apart = (p) => (xLog || diagonal || names.length < 2 ? 0 : 16 * (names.indexOf(p.look[0] + p.look[1]) / (names.length - 1) - 0.5));
   const series = Map.groupBy ? Map.groupBy(points, (p) => p.series) : points.reduce((m, p) => m.set(p.series, [...(m.get(p.series) || []), p]), new Map());
   for (const own of series.values()) {
     own.sort((a, b) => a.x - b.x);
@@ -213,7 +215,7 @@ function plot(points, { xLabel, yLabel, xLog = false, yLog = false, width = 900,
   const places = points.map((p) => {
     const [x, y] = [px(p.x) + apart(p), py(p.y)];
     if (finite(p.low) && finite(p.high)) root.append(s("line", { x1: x, x2: x, y1: py(p.low), y2: py(p.high), stroke: ink(p.look[0]), "stroke-opacity": 0.6 }));
-    root.append(mark(p.look, x, y));
+    root.append(mark(p.look, x, y, p.size));
     return { x, y, p };
   });
   const nearest = (event) => {

@@ -10,6 +10,13 @@ BACKENDS: dict[str, Any] = {"name": "auto", "hf": {"name": "hf"}, "vllm": {"name
 QWEN = {"model_type": "qwen3_moe"}
 
 
+PARAMETERS = 2_000_000
+
+
+def parameters() -> int:
+    return PARAMETERS
+
+
 def writing(items: int, max_new_tokens: int = 100) -> list[Any]:
     return [SimpleNamespace(items=items, max_new_tokens=max_new_tokens), SimpleNamespace(items=items)]
 
@@ -22,23 +29,25 @@ def build(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> st
 
 
 def test_auto_weighs_the_work_against_the_start_on_a_cpu_only(build: str) -> None:
-    enough = choice.WORTH_A_START // 100
-    small, why = choice.choose(BACKENDS, QWEN, writing(enough - 1))
+    enough = -(-choice.WORTH_A_START // PARAMETERS // 100)
+    small, why = choice.choose(BACKENDS, QWEN, writing(enough - 1), parameters)
     assert small["name"] == ("hf" if build == "cpu" else "vllm") and why
-    assert choice.choose(BACKENDS, QWEN, writing(enough))[0]["name"] == "vllm"
+    assert choice.choose(BACKENDS, QWEN, writing(enough), parameters)[0]["name"] == "vllm"
+    larger, _ = choice.choose(BACKENDS, QWEN, writing(enough // 10), lambda: 11 * PARAMETERS)
+    assert larger["name"] == "vllm", "what each token costs counts as well"
 
 
 def test_auto_takes_transformers_where_nothing_is_written(build: str) -> None:
-    assert choice.choose(BACKENDS, QWEN, []) == ({"name": "hf"}, "the suite writes nothing")
+    assert choice.choose(BACKENDS, QWEN, [], parameters) == ({"name": "hf"}, "the suite writes nothing")
 
 
 def test_auto_takes_transformers_where_vllm_would_be_wrong_or_absent(
     build: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    node, why = choice.choose(BACKENDS, {"model_type": "lfm2_moe"}, writing(10**6))
+    node, why = choice.choose(BACKENDS, {"model_type": "lfm2_moe"}, writing(10**6), parameters)
     assert node["name"] == "hf" and "wrong text" in why
     monkeypatch.setattr(vllm_guard, "installed_version", lambda: None)
-    node, why = choice.choose(BACKENDS, QWEN, writing(10**6))
+    node, why = choice.choose(BACKENDS, QWEN, writing(10**6), parameters)
     assert node["name"] == "hf" and "not installed" in why
 
 
@@ -46,16 +55,16 @@ def test_auto_takes_transformers_beside_a_version_that_was_not_tried(
     build: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(vllm_guard, "installed_version", lambda: "0.33.0")
-    node, why = choice.choose(BACKENDS, QWEN, writing(10**6))
+    node, why = choice.choose(BACKENDS, QWEN, writing(10**6), parameters)
     assert node["name"] == "hf" and "need vLLM 0.32.x, and 0.33.0 is installed" in why
 
 
 def test_a_backend_asked_for_by_name_is_taken_or_refused(build: str) -> None:
     for asked in ({"name": "vllm", "open": {}}, {"name": "hf", "open": {}}):
-        assert choice.choose(asked, QWEN, []) == (asked, "")
-    assert choice.choose({"name": "hf"}, {"model_type": "lfm2_moe"}, [])[1] == ""
+        assert choice.choose(asked, QWEN, [], parameters) == (asked, "")
+    assert choice.choose({"name": "hf"}, {"model_type": "lfm2_moe"}, [], parameters)[1] == ""
     with pytest.raises(WinnowError, match="backend=vllm: architecture 'lfm2_moe'"):
-        choice.choose({"name": "vllm"}, {"model_type": "lfm2_moe"}, [])
+        choice.choose({"name": "vllm"}, {"model_type": "lfm2_moe"}, [], parameters)
 
 
 def test_tasks_on_data_sets_and_tasks_that_count_for_themselves(monkeypatch: pytest.MonkeyPatch) -> None:

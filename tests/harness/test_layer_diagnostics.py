@@ -79,6 +79,22 @@ def test_every_family_against_the_stock_model_changed_by_hand(family: str, tmp_p
     assert [found["layers"][str(layer)]["kept"] for layer in layers] == [None, [0, 2, 3, 4, 5, 7]]
 
 
+def test_every_estimate_is_kept_without_one_fold_at_a_time(tmp_path: Path) -> None:
+    """Of 48 tokens in three documents; numbers of one fold are of the same tokens for every plan."""
+    save_tiny(tmp_path / "model", "qwen3_moe")
+    one, other = (diagnosed(tmp_path / "model", plan) for plan in (pruned([0, 1, 2], [0, 1, 2]), at_layers(
+        identity_plan(), [0, 1])))  # fmt: skip
+    assert one["sample"] == other["sample"] and len(one["sample"]) == 12
+    for numbers in one["layers"].values():
+        for name in ("measured_error", "predicted_error", "spread_ratio"):
+            value, low, high = numbers[name]
+            left_out = numbers["left_out"][name]
+            error = np.sqrt(9 / 10 * np.sum((np.array(left_out) - np.mean(left_out)) ** 2))
+            assert len(left_out) == 10 and error > 0
+            assert (low, high) == pytest.approx((max(0.0, value - 1.959964 * error), value + 1.959964 * error))
+    assert other["layers"]["0"]["left_out"]["spread_ratio"] == pytest.approx([1.0] * 10)
+
+
 def test_nothing_happens_to_a_layer_that_stays_as_it_is(tmp_path: Path) -> None:
     save_tiny(tmp_path / "model", "deepseek_v3")
     found = diagnosed(tmp_path / "model", at_layers(identity_plan(), [1, 2]))
@@ -137,6 +153,9 @@ def test_the_numbers_of_a_layer_against_loops(family: str, tmp_path: Path) -> No
     assert [len(weights[name]) for name in ("distance", "aligned_distance", "overlap")] == [4, 4, 4]
     assert [len(weights[f"average_{name}"]) for name in ("distance", "overlap")] == [4, 4]
     assert all(a <= b for a, b in zip(weights["aligned_distance"], weights["distance"], strict=True))
+    assert [pair[0] for pair in weights["pairs"]] == [0, 1, 1, 3]  # new experts, of groups of 2, 3, 1 and 2
+    members = [{old for to, *pair in weights["pairs"] if to == new for old in pair} for new in (0, 1, 3)]
+    assert members == [{0, 3}, {1, 2, 6}, {5, 7}] and len({pair[1] for pair in weights["pairs"][1:3]}) == 1
     assert "distance" not in found["layers"]["1"] and score(found, "aligned_distance", 0) > 0.5
 
 

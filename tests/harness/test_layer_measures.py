@@ -32,7 +32,7 @@ def test_merging_costs_what_the_theory_says_where_its_assumptions_hold() -> None
     tokens = list(itertools.product(masses[0], shares[0], masses[1], shares[1], range(4)))
     gates = np.array([[*np.multiply(a, r), *np.multiply(b, s)] for a, r, b, s, _ in tokens])
     outputs = np.stack([f[:, x] for *_, x in tokens], axis=1)
-    folds = measures.folds_of(len(tokens))
+    folds = measures.folds_of([1] * len(tokens))
     measured, predicted = np.zeros((len(tokens), 3)), 0.0
     for group, own in zip(groups, shares, strict=True):
         merged = np.tensordot(np.mean(own, axis=0), outputs[group], 1)
@@ -50,7 +50,7 @@ def test_for_two_experts_it_is_the_published_product() -> None:
     generator = np.random.default_rng(1)
     gates, outputs = generator.uniform(0.1, 1, size=(40, 2)), generator.normal(size=(2, 40, 3))
     sums = GroupSums.empty(2)
-    sums.add(gates, outputs, measures.folds_of(40))
+    sums.add(gates, outputs, measures.folds_of([40]))
     mass, ratio = gates.sum(1), gates[:, 0] / gates.sum(1)
     gap = np.mean(np.sum((outputs[0] - outputs[1]) ** 2, axis=1))
     covariance, gram = sums.moments(ALL)
@@ -132,15 +132,32 @@ def test_leading_directions_are_singular_vectors(width: int, hidden: int) -> Non
 
 def test_an_interval_leaves_one_fold_out_at_a_time() -> None:
     above, below = np.random.default_rng(7).uniform(1, 2, size=(2, 40))
-    folds = measures.folds_of(40)
+    folds = measures.folds_of([4] * FOLDS)
     assert np.bincount(folds).tolist() == [4] * FOLDS
     sums = [measures.by_fold(values, folds) for values in (above, below)]
-    value, low, high = measures.estimated(measures.ratio_of(*sums), folds)
+    whole, left_out = measures.leave_one_out(measures.ratio_of(*sums), folds)
+    value, low, high = measures.estimated(whole, left_out)
     without = np.array([above[folds != f].sum() / below[folds != f].sum() for f in range(FOLDS)])
     error = math.sqrt((FOLDS - 1) / FOLDS * np.sum((without - without.mean()) ** 2))
-    assert value == pytest.approx(above.sum() / below.sum())
+    assert value == pytest.approx(above.sum() / below.sum()) and left_out == pytest.approx(without)
     assert high - low == pytest.approx(2 * 1.959964 * error, rel=1e-5)
-    assert measures.estimated(measures.ratio_of(np.zeros(FOLDS), np.zeros(FOLDS)), folds) == (0.0, 0.0, 0.0)
+    nothing = measures.leave_one_out(measures.ratio_of(np.zeros(FOLDS), np.zeros(FOLDS)), folds)
+    assert measures.estimated(*nothing) == (0.0, 0.0, 0.0) and measures.estimated(0.5, [0.5]) == (0.5, 0.5, 0.5)
+
+
+def test_folds_hold_whole_documents_and_as_many_tokens_each() -> None:
+    lengths = np.random.default_rng(9).integers(1, 30, size=200).tolist()
+    folds = measures.folds_of(lengths)
+    ends = np.cumsum(lengths)
+    assert all(len(set(folds[end - length : end])) == 1 for end, length in zip(ends, lengths, strict=True))
+    counts = np.bincount(folds, minlength=FOLDS)
+    assert counts.sum() == sum(lengths) and counts.max() - counts.min() < 30
+    firsts = folds[ends - lengths]
+    assert not np.array_equal(firsts, np.sort(firsts)), "documents of one kind that follow each other are spread"
+    assert np.array_equal(folds, measures.folds_of(lengths))
+    one = measures.folds_of([105])  # ten stretches of 10 and what is left of it
+    assert sorted(np.bincount(one).tolist()) == [10] * 9 + [15] and np.count_nonzero(np.diff(one)) >= FOLDS - 1
+    assert measures.folds_of([2, 0, 1]).tolist() == measures.folds_of([2, 1]).tolist()
 
 
 def test_pairs_and_counts() -> None:

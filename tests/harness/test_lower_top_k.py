@@ -16,11 +16,11 @@ from tests.tiny import save_tiny
 CONF = str(Path(experiment.__file__).parents[1] / "conf")
 
 
-def configured(folder: Path, family: str, *more: str):
+def configured(folder: Path, family: str, *more: str, top_k: int = 8):
     if not (folder / "model").exists():
         save_tiny(folder / "model", family)
         config = json.loads((folder / "model" / "config.json").read_text())
-        (folder / "model" / "config.json").write_text(json.dumps(config | {"num_experts_per_tok": 8}))  # all of them
+        (folder / "model" / "config.json").write_text(json.dumps(config | {"num_experts_per_tok": top_k}))
         (folder / "corpus.jsonl").write_text(json.dumps({"text": "def add(a, b):\n    return a + b"}) + "\n")
     given = [
         "model=local", f"model.path={folder / 'model'}", "calibration=local",
@@ -33,9 +33,7 @@ def configured(folder: Path, family: str, *more: str):
 
 @pytest.mark.parametrize("family", ["olmoe", "qwen3_moe"])
 def test_top_k_is_lowered_to_what_is_left(tmp_path: Path, family: str) -> None:
-    with pytest.raises(WinnowError, match="leaves 6 of 8 experts, fewer than top-k = 8.*lower_top_k=true"):
-        prepare(configured(tmp_path, family, "method=reap"))
-    record = experiment.run_cell(configured(tmp_path, family, "method=reap", "lower_top_k=true"))
+    record = experiment.run_cell(configured(tmp_path, family, "method=reap"))  # all 8 are chosen: it need not be said
     folder = tmp_path / "out" / "cells" / record.cell["id"] / "checkpoint"
     assert json.loads((folder / "config.json").read_text())["num_experts_per_tok"] == 6
     plan = json.loads((folder / "plan.json").read_text())
@@ -59,8 +57,15 @@ def test_top_k_is_lowered_to_what_is_left(tmp_path: Path, family: str) -> None:
         torch.testing.assert_close(small(tokens).logits, whole(tokens).logits)
 
 
+def test_a_model_that_chooses_some_experts_lowers_top_k_where_it_is_told_to(tmp_path: Path) -> None:
+    with pytest.raises(WinnowError, match="leaves 6 of 8 experts, fewer than top-k = 7.*lower_top_k=true"):
+        prepare(configured(tmp_path, "olmoe", "method=reap", top_k=7))
+    cell = prepare(configured(tmp_path, "olmoe", "method=reap", "lower_top_k=true"))
+    assert cell.lower_top_k and cell.top_k == 1
+
+
 def test_merging_keeps_top_k_and_all_rows(tmp_path: Path) -> None:
-    record = experiment.run_cell(configured(tmp_path, "olmoe", "method=hc_smoe", "lower_top_k=true"))
+    record = experiment.run_cell(configured(tmp_path, "olmoe", "method=hc_smoe"))
     folder = tmp_path / "out" / "cells" / record.cell["id"] / "checkpoint"
     config = json.loads((folder / "config.json").read_text())
     assert config["num_experts_per_tok"] == 8

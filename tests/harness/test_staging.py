@@ -15,7 +15,15 @@ import pytest
 from harness import staging, staging_wheels
 from harness.data_sets import EVALS, INSPECT, OLMO, PLAYS, read_manifest, rows
 from harness.errors import WinnowError
-from harness.staging_wheels import PACKAGES, SUBJECTS_OF_MATH, UNCONDITIONAL, Packages, pieces, standard_library
+from harness.staging_wheels import (
+    PACKAGES,
+    SMOLLM2,
+    SUBJECTS_OF_MATH,
+    UNCONDITIONAL,
+    Packages,
+    pieces,
+    standard_library,
+)
 
 GSM8K = [{"question": f"q{i}", "answer": f"#### {i}"} for i in range(3)]
 PROBLEMS = [
@@ -70,6 +78,7 @@ def wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             ).encode()
         },
     }
+    contents[SMOLLM2] = {}
     for package, files in contents.items():
         with zipfile.ZipFile(folder / PACKAGES[package].file, "w") as wheel:
             for name, content in files.items():

@@ -2,136 +2,131 @@
 tmp_path.
 """
 
-import json
-import struct
+import math
 import sys
-import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
+from PIL import Image
 
 from harness.errors import WinnowError
-from harness.records import Record, Sample, Score
-from harness.tracking import WandbTracker, cell_tags, generation_rows
+from harness.records import Score
+from harness.tracking import WandbTracker, cell_summary, cell_tags, run_id
+from tests.wandb_log import OfflineRun, make_record, offline_home, offline_runs, write_tracked_sweep
 
 CONF = Path(__file__).parents[2] / "conf"
 
 
-def make_record() -> Record:
-    return Record(
-        cell={
-            "id": "m__reap__0.25__code__s0-0011aabb",
-            "model": "m",
-            "method": "reap",
-            "ratio": 0.25,
-            "calibration": "code",
-            "seed": 0,
-            "suite": "reference",
-            "backend": "hf",
-        },
-        config={"method": {"name": "reap"}, "ratio": 0.25},
-        versions={"winnow": "0"},
-        fingerprints={"model": "abc"},
-        scores=[
-            Score("code", "pass@1", 0.75, 4, 0.3, 0.95),
-            Score("multiple_choice", "acc", 0.5, 2, 0.1, 0.9, domain="math"),
-        ],
-        sizes={"weights_bytes": 1000},
-        timings={"evaluation": 2.5},
-    )
-
-
-SAMPLES = [Sample("code", f"c{i}", float(i > 0), output=f"def f(): return {i}", detail={"i": i}) for i in range(4)]
-
-
-def finished_log(path: Path) -> list:
-    """The records of a run; W&B's own process may close the file a moment after the run has finished."""
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        records = read_log(path)
-        if any(record.WhichOneof("record_type") == "exit" for record in records):
-            return records
-        time.sleep(0.05)
-    raise AssertionError(f"{path} was not finished within a minute")
-
-
-def read_log(path: Path) -> list:
-    """The records of a .wandb file: a 7-byte header, then LevelDB's log format in blocks of 32 KiB."""
-    from wandb.proto import wandb_internal_pb2
-
-    data, place, partial, records = path.read_bytes(), 7, b"", []
-    while place + 7 <= len(data):
-        room = 32768 - place % 32768
-        if room < 7:  # no room for another piece's header: the block is filled up
-            place += room
-            continue
-        length, kind = struct.unpack("<HB", data[place + 4 : place + 7])
-        partial += data[place + 7 : place + 7 + length]
-        place += 7 + length
-        if kind in (1, 4):  # a whole record, or the last piece of one
-            record = wandb_internal_pb2.Record()
-            record.ParseFromString(partial)
-            records.append(record)
-            partial = b""
-    return records
-
-
 @pytest.fixture
 def wandb_home(tmp_path, monkeypatch):
-    for name in ("DATA_DIR", "CACHE_DIR", "CONFIG_DIR"):
-        monkeypatch.setenv(f"WANDB_{name}", str(tmp_path / name.lower()))
-    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_DIR", "WANDB_PROJECT", "WANDB_IDENTITY_TOKEN_FILE"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
-    return tmp_path
+    return offline_home(tmp_path, monkeypatch)
 
 
-def test_offline_run_holds_the_cell(wandb_home):
-    folder = wandb_home / "not-made-yet"
-    tracker = WandbTracker(mode="offline", project="proj", folder=str(folder), generations=3)
-    tracker.log_cell(make_record(), SAMPLES, group="sweep-7")
-    (log,) = folder.glob("wandb/offline-run-*/*.wandb")
-    records = finished_log(log)
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> OfflineRun:
+    """The run of a cell that has everything."""
+    home = tmp_path_factory.mktemp("tracked")
+    record, samples, folder = write_tracked_sweep(home / "sweep-7")
+    with pytest.MonkeyPatch.context() as patch:
+        offline_home(home, patch)
+        tracker = WandbTracker(mode="offline", project="proj", folder=str(home / "not-made-yet"), generations=3)
+        tracker.log_cell(record, samples, home / "sweep-7", folder)
+    (found,) = offline_runs(home / "not-made-yet").values()
+    return found
 
-    run = next(r.run for r in records if r.WhichOneof("record_type") == "run")
-    assert (run.project, run.run_group, run.display_name) == ("proj", "sweep-7", make_record().cell["id"])
-    assert set(run.tags) == {"reap", "ratio 0.25", "code"}
-    config = {u.key: json.loads(u.value_json) for u in run.config.update}
-    assert config["cell"]["calibration"] == "code" and config["fingerprints"] == {"model": "abc"}
 
-    summary: dict = {}
-    for record in records:
-        if record.WhichOneof("record_type") == "summary":
-            for update in record.summary.update:
-                summary[update.key or "/".join(update.nested_key)] = json.loads(update.value_json)
-    assert summary["code/pass@1"] == 0.75
-    assert (summary["code/pass@1/low"], summary["code/pass@1/high"], summary["code/pass@1/n"]) == (
-        0.3,
-        0.95,
-        4,
-    )
-    assert summary["multiple_choice/acc/math"] == 0.5
+def test_run_names_the_cell_its_group_and_its_tags(run):
+    assert (run.run.project, run.run.run_group, run.run.job_type) == ("proj", "sweep-7", "cell")
+    assert run.run.display_name == make_record().cell["id"] and run.run.run_id == run_id(make_record(), "sweep-7")
+    assert set(run.run.tags) == {"reap", "ratio 0.25", "code"}
+    assert run.config["cell"]["calibration"] == "code" and run.config["cell"]["ratio"] == 0.25
+    assert run.config["fingerprints"] == {"model": "abc"} and run.config["faults"] == []
+
+
+def test_summary_holds_scores_with_intervals_sizes_and_timings(run):
+    summary = run.summary
+    assert [summary[f"code/pass@1{end}"] for end in ("", "/low", "/high", "/n")] == [0.75, 0.3, 0.95, 4]
+    assert summary["multiple_choice/acc/math"] == 0.5 and summary["drift/js"] == 0.2
+    assert summary["generative_average"] == pytest.approx(0.5)  # code and math; no writing in this record
+    assert 0.05 < summary["generative_average/low"] < 0.5 < summary["generative_average/high"] < 0.95
     assert summary["size/weights_bytes"] == 1000 and summary["seconds/evaluation"] == 2.5
+    assert not [name for name in summary if "position" in name and name != "drift_positions"]
 
-    (table,) = folder.glob("wandb/offline-run-*/files/media/table/*.table.json")
-    content = json.loads(table.read_text())
-    assert content["columns"] == ["task", "domain", "item", "score", "output", "detail"]
+
+def test_table_of_generations_has_the_baseline_beside(run):
+    content = run.table("generations")
+    assert content["columns"][:3] == ["task", "domain", "item"] and content["columns"][4:7] == [
+        "prompt", "output", "baseline output",
+    ]  # fmt: skip
     assert [row[2] for row in content["data"]] == ["c0", "c1", "c2"]
-    assert content["data"][1][4:] == ["def f(): return 1", '{"i": 1}']
+    assert content["data"][1][3:] == [1.0, "write 1", "compressed 1", "whole 1", '{"i": 1}']
+    assert content["data"][0][6] == ""  # the baseline has no such item
 
 
-def test_two_cells_are_two_runs_of_the_group_named_in_the_configuration(wandb_home):
+def test_tables_of_scores_plan_and_drift(run):
+    scores = run.table("scores")
+    assert scores["columns"] == ["task", "domain", "metric", "value", "low", "high", "n"]
+    assert ["multiple_choice", "math", "acc", 0.5, 0.1, 0.9, 2] in scores["data"] and len(scores["data"]) == 6
+    assert run.table("plan")["data"] == [[1, 3, 3, 0, 1, 3, 8], [3, 2, 4, 1, 3, None, None]]
+    drift = run.table("drift_positions")["data"]
+    assert len(drift) == 12 and drift[2] == ["js", 4, pytest.approx(0.3), 0.05, 0.5, 7]
+
+
+def test_histograms_have_a_step_a_layer(run):
+    found = run.logged("histogram")
+    assert set(found) == {"usage/code", "saliency"}
+    assert [(h["_step"], h["values"]) for h in found["usage/code"]] == [(1, [1, 2, 3, 4]), (3, [5, 6, 7, 8])]
+    assert found["usage/code"][0]["bins"] == [0, 1, 2, 3, 4]
+    assert [(h["_step"], sum(h["values"])) for h in found["saliency"]] == [(1, 4), (3, 4)]
+    assert (found["saliency"][0]["bins"][0], found["saliency"][0]["bins"][-1]) == (0.1, 2.0)
+
+
+def test_drift_is_a_line_over_the_position(run):
+    points = [(step["position"], step["by_position/js"]) for step in run.history if "position" in step]
+    assert points == [(1, pytest.approx(0.1)), (2, pytest.approx(0.2)), (4, pytest.approx(0.3))]
+    (glob,) = [metric for metric in run.metrics if metric.glob_name]
+    assert (glob.glob_name, glob.step_metric) == ("by_position/*", "position")
+
+
+def test_images_are_on_disk(run):
+    found = run.logged("image-file")
+    assert set(found) == {"expert_map", "drift_figure"}
+    for (logged,) in found.values():
+        with Image.open(run.files / logged["path"]) as image:
+            assert image.size == (logged["width"], logged["height"]) and image.width > 500
+
+
+def test_broken_cell_without_samples_or_files_is_logged_with_what_it_has(wandb_home):
+    broken = replace(
+        make_record(baseline="gone"),
+        scores=[Score("perplexity", "perplexity", math.nan, 3, math.nan, math.nan)],
+        broken={"code": "logits are not finite"},
+        plan={},
+        expert_usage={},
+    )
     tracker = WandbTracker(mode="offline", folder=str(wandb_home / "out"), group="mine")
-    for _ in range(2):
-        tracker.log_cell(make_record(), [], group="sweep")
-    logs = list((wandb_home / "out").glob("wandb/offline-run-*/*.wandb"))
-    assert len(logs) == 2
-    for log in logs:
-        (run,) = (r.run for r in finished_log(log) if r.WhichOneof("record_type") == "run")
-        assert run.run_group == "mine"
+    tracker.log_cell(broken, [], wandb_home / "sweep", wandb_home / "sweep" / "cells" / "gone")
+    (run,) = offline_runs(wandb_home / "out").values()
+    assert run.run.run_group == "mine" and "broken" in run.run.tags
+    assert run.config["faults"] == ["code: logits are not finite", "perplexity perplexity is nan"]
+    assert "perplexity/perplexity" not in run.summary and run.summary["perplexity/perplexity/n"] == 3
+    assert run.table("scores")["data"] == [["perplexity", "", "perplexity", None, None, None, 3]]
+    assert [path.name.split("_")[0] for path in (run.files / "media" / "table").iterdir()] == ["scores"]
+    assert not run.logged("histogram") and not run.logged("image-file")
+
+
+def test_a_cell_has_the_same_run_in_its_group_and_no_other():
+    record = make_record()
+    assert run_id(record, "a") == run_id(replace(record, timings={}), "a")
+    assert len({run_id(record, "a"), run_id(record, "b"), run_id(make_record(id="other"), "a")}) == 3
+
+
+def test_without_generative_tasks_there_is_no_average():
+    record = replace(make_record(), scores=[Score("multiple_choice", "acc", 0.5, 2, 0.1, 0.9)])
+    assert [name for name in cell_summary(record) if "average" in name] == []
 
 
 def test_online_without_a_key_fails_before_any_work_and_says_what_to_do(wandb_home):
@@ -151,23 +146,12 @@ def test_missing_wandb_is_one_clear_line(monkeypatch):
         WandbTracker(mode="offline")
 
 
-def test_failure_says_that_the_record_is_kept(wandb_home):
+def test_failure_says_that_the_record_is_kept_and_how_to_send_it_later(wandb_home):
     blocked = wandb_home / "file"
     blocked.write_text("")
-    with pytest.raises(WinnowError, match="whose record is stored"):
-        WandbTracker(mode="offline", folder=str(blocked)).log_cell(make_record(), [], group="g")
-
-
-def test_rows_hold_only_generated_texts_and_so_many_a_task():
-    likelihoods = [Sample("multiple_choice", "q", 1.0)]
-    writing = [Sample("writing", f"w{i}", 1.0, output="text") for i in range(5)]
-    rows = generation_rows([*likelihoods, *writing, *SAMPLES], most=2)
-    assert [(row[0], row[2]) for row in rows] == [
-        ("code", "c0"),
-        ("code", "c1"),
-        ("writing", "w0"),
-        ("writing", "w1"),
-    ]
+    with pytest.raises(WinnowError, match="whose record is stored") as error:
+        WandbTracker(mode="offline", folder=str(blocked)).log_cell(make_record(), [], Path("results/x"))
+    assert "`winnow-report wandb results/x --log`" in str(error.value)
 
 
 def test_tags_are_short_and_differ():

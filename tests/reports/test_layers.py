@@ -26,7 +26,7 @@ def numbers(layer: int, scale: float, merged: bool, kept: list[int] | None = Non
     found: dict[str, Any] = {
         "measured_error": [measured, 0.9 * measured, 1.1 * measured],
         "predicted_error": [0.6 * measured, 0.5 * measured, 0.7 * measured],
-        "spread_ratio": [ratio, ratio - 0.05, ratio + 0.05],
+        "spread_ratio": [ratio, ratio - 0.05, ratio + 0.05], "spread_before": 2.0, "spread_after": 2.0 * ratio,
         "explained_before": [0.3, 0.2, 0.5], "explained_after": [0.5, 0.25, 0.25],
         "load_entropy_before": 2.0, "load_entropy_after": 1.25,
         "singleton_share": 0.75 if merged else 1.0, "largest_group": 3 + layer if merged else 1,

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from harness.records import Score
-from harness.store import RecordStore
+from harness.store import RecordStore, write_files
 from reports.cli import main
 from reports.load import load_panels
 from reports.measures import evaluate
@@ -19,6 +19,7 @@ from reports.page.embed import embed, with_claims
 from reports.page.screenshot import browser_options, find_browser
 from reports.page.screenshot import main as screenshot
 from reports.tables import main_table
+from tests.reports import test_answers, test_layers
 from tests.reports.synthetic import BASELINE, RIGHT, make_cell
 
 CELLS = 200
@@ -49,7 +50,8 @@ def dressed_cell(method: str, ratio: float, right: dict):
         for at in (1, 2, 4)
     ]
     plan = {"0": {"experts": 3, "rows": 4 if method == "hc_smoe" else 3, "group_sizes": [2] * (method == "hc_smoe")}}
-    return replace(record, scores=record.scores + drift, plan={} if method == "none" else plan), samples
+    asked = test_answers.answers(0.02 + ratio / 10, 0.9 - ratio)
+    return replace(record, scores=record.scores + drift + asked, plan={} if method == "none" else plan), samples
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +71,10 @@ def folder(tmp_path_factory) -> Path:
                 {"layers": {"0": [0.5, 0.125, 2.0, 1.0]}} if method == "reap" else {"groups": {"0": [0, 1, 1, 2]}}
             )
             (place / "saliency.json").write_text(json.dumps({"method": method} | saliency))
+            if ratio == 0.5:
+                layers = {str(i): test_layers.numbers(i, 0.5, method == "hc_smoe") for i in (2, 4)}
+                told = test_layers.told(cell[0].cell["id"], layers)
+                write_files({folder / "diagnostics" / f"{place.name}.json": json.dumps(told).encode()})
     silent, _ = make_cell("random", 0.5, "mixed", 0, RIGHT["frequency"][0.5])
     store.write(silent, [])
     (folder / "report").mkdir()
@@ -117,6 +123,19 @@ def test_plans_are_read_where_they_lie(data):
     assert reap["map"] == {"0": [0, -1, 1, 2]} and data["saliency"][reap["saliency"]] == {"0": [0.5, 0.125, 2.0, 1.0]}
     assert cell_of(data, "random")["map"] == {} == cell_of(data, "baseline", 0.0)["map"]
     assert reap["curves"]["js"][0] == [1, 1.51, 1.5, 2.0]
+
+
+def test_answers_and_layers_are_those_of_the_record(data):
+    merged, pruned, silent = (cell_of(data, method) for method in ("hc_smoe", "reap", "random"))
+    assert merged["reliability"] == [[0.65, 0.58, 0.57, 0.59, 20], [0.99, 0.92, 0.91, 0.93, 80]]
+    assert silent["reliability"] == silent["layers"] == cell_of(data, "hc_smoe", 0.25)["layers"] == []
+    sections = {m["name"]: m["section"] for m in data["measures"]}
+    assert (sections["ece"], sections["consistency_negation_code_consistent"]) == ("calibration", "consistency")
+    assert sections["code"] == sections["drift_js"] == "scores"
+    second, fourth = merged["layers"]
+    assert (second["layer"], second["tokens"], fourth["entropy"]) == ("2", 4100, [2.0, 1.25])
+    assert second["measured"][0] == 0.075 and second["predicted"][0] == 0.045 and second["measured"][3] == 4100
+    assert second["distance"][0] == pytest.approx(1.27) and pruned["layers"][0]["distance"] is None
 
 
 def test_json_in_the_page_cannot_end_its_element():
@@ -176,6 +195,13 @@ def texts(browser, selector: str) -> list[str]:
     return browser.execute_script(
         "return [...document.querySelectorAll(arguments[0])]"
         ".filter(e => e.getClientRects().length).map(e => e.textContent)",
+        selector,
+    )
+
+
+def cells_of(browser, selector: str) -> list[str]:
+    return browser.execute_script(
+        "return [...document.querySelectorAll(arguments[0])].map(r => [...r.cells].map(c => c.textContent).join('|'))",
         selector,
     )
 
@@ -247,6 +273,7 @@ def test_filters_sorting_and_claims(browser, folder):
 def test_chart_tells_what_is_pointed_at_and_opens_it(browser, folder):
     from selenium.webdriver import ActionChains
     from selenium.webdriver.common.by import By
+    from selenium.webdriver.support.ui import WebDriverWait
 
     show(browser, folder / "report" / "page.html", "method=reap&ratio=0.5")
     choose(browser, "chart-score", "code")
@@ -257,7 +284,8 @@ def test_chart_tells_what_is_pointed_at_and_opens_it(browser, folder):
     (tip,) = texts(browser, "#tip")
     assert "reap, ratio 0.5" in tip and "code: 60.0 [" in tip and "(n 40)" in tip
     ActionChains(browser).click().perform()
-    assert texts(browser, "#cell h2") == ["reap, ratio 0.5, calibrated on mixed"]
+    opened = WebDriverWait(browser, 30).until(lambda _: texts(browser, "#cell h2"))  # the address changes first
+    assert opened == ["reap, ratio 0.5, calibrated on mixed"]
 
 
 def test_cell_shows_its_texts_plan_and_curves(browser, folder):
@@ -272,7 +300,7 @@ def test_cell_shows_its_texts_plan_and_curves(browser, folder):
         ".map(r => r.getAttribute('class') + ': ' + r.dataset.title)"
     )
     assert fills[1] == "removed: layer 0, expert 1, removed, saliency 0.125" and fills[2].startswith("kept: ")
-    assert len(texts(browser, "#cell .row > svg")) == 3  # drift: divergence, free-running, cross-perplexity
+    assert len(texts(browser, "#drift > svg")) == 3  # divergence, free-running, cross-perplexity
     show(browser, page, f"cell={cells['hc_smoe']}")
     fills = browser.execute_script(
         "return [...document.querySelectorAll('#cell svg.experts rect')].slice(0, 4).map(r => r.getAttribute('fill'))"
@@ -281,6 +309,57 @@ def test_cell_shows_its_texts_plan_and_curves(browser, folder):
     assert "same text" in texts(browser, "#cell .tag")
     show(browser, page, f"cell={cells['random']}")
     assert any("were not stored" in text for text in texts(browser, "#cell .note"))
+
+
+def test_cell_shows_its_answers_beside_the_baselines(browser, folder):
+    cells = {path.stem.split("__")[1]: path.stem for path in (folder / "records").glob("*__0.5__*.json")}
+    page = folder / "report" / "page.html"
+    show(browser, page, f"cell={cells['reap']}")
+    assert len(texts(browser, "#calibration svg path[transform]")) == 4  # two bins of two models
+    places = browser.execute_script(
+        "return [...document.querySelectorAll('#calibration path[transform]')].map(p => p.getAttribute('transform'))"
+    )
+    (x, y), size = (float(number) for number in places[-1][10:].split(")")[0].split()), places[-1].split("scale(")[1]
+    # 0.99 of the axis from 64 to 360, and 0.92 of that from 314 up to 14; 80 of 100 questions.
+    assert (x, y) == pytest.approx((64 + 0.99 * 296, 314 - 0.92 * 300)) and float(size[:-1]) == pytest.approx(
+        1.84, abs=0.01
+    )
+    rows = [row.split("|") for row in cells_of(browser, "#calibration tbody tr")]
+    assert rows[0][:4] == ["ECE", "0.070 [0.060, 0.080]", "100", "0.020 [0.010, 0.030]"]
+    assert [row[0] for row in rows] == ["ECE", "adaptive ECE", "ECE by chance", "Brier score", "overconfidence"]
+    same = {row[0]: row for row in (row.split("|") for row in cells_of(browser, "#consistency tbody tr"))}
+    found = same["negation code: same answer (%)"]
+    assert found[1].startswith("40.0 [") and found[3].startswith("90.0 [") and found[4].startswith("−50.0 [")
+    assert set(same) == {
+        f"{form}: {what} (%)" for form in ("negation code", "mmlu order") for what in ("same answer", "accuracy")
+    }
+    assert not any("ECE" in text or "negation" in text for text in texts(browser, "#cell .row:first-of-type table td"))
+    show(browser, page, f"cell={cells['random']}")
+    assert texts(browser, "#calibration, #consistency, #layer-charts") == []
+    assert not {"Calibration of answers", "Layer by layer"} & set(texts(browser, "#cell h3"))
+
+
+def test_cell_shows_its_layers(browser, folder):
+    from selenium.webdriver import ActionChains
+    from selenium.webdriver.common.by import By
+
+    cells = {path.stem.split("__")[1]: path.stem for path in (folder / "records").glob("*__0.5__*.json")}
+    page = folder / "report" / "page.html"
+    show(browser, page, f"cell={cells['hc_smoe']}")
+    rows = [row.split("|") for row in cells_of(browser, "#layers tbody tr")]
+    heads = texts(browser, "#layers th")
+    second = dict(zip(heads, rows[0], strict=True))
+    assert len(rows) == 2 and second["layer"] == "2" and second["measured error (%)"].startswith("7.5 [")
+    assert second["load entropy (nats)"] == "2 → 1.25" and second["distance of merged pairs"].startswith("1.27 [")
+    marks = browser.find_elements(By.CSS_SELECTOR, "#layer-charts svg path[transform]")
+    assert len(marks) == 4 + 2  # measured and predicted errors, and ratios of spreads, of two layers
+    ActionChains(browser).move_to_element(marks[0]).perform()
+    (tip,) = texts(browser, "#tip")
+    assert tip.startswith("layer 2\nmeasured: 7.5 [")
+    show(browser, page, f"cell={cells['reap']}")
+    assert (
+        "distance of merged pairs" not in texts(browser, "#layers th") and len(texts(browser, "#layers tbody tr")) == 2
+    )
 
 
 def test_without_the_baselines_texts_a_cell_shows_its_own(browser, data, tmp_path):

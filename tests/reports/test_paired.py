@@ -1,14 +1,16 @@
 """Against scipy, closed forms and brute force."""
 
 import math
-from itertools import product
+from itertools import permutations, product
 
 import numpy as np
 import pytest
 from scipy import stats
 
+from reports import paired
 from reports.paired import (
     Comparison,
+    arrangements,
     holm,
     interval,
     mcnemar,
@@ -156,8 +158,68 @@ def test_rank_correlation_of_many_pairs_draws_permutations():
     assert 0 < rank_correlation(x, x).p < 0.001
 
 
+@pytest.mark.parametrize("shape", [(2, 2), (2, 4), (3, 4)])
+def test_of_a_table_whole_rows_and_columns_are_permuted(shape):
+    rows, columns = shape
+    x, y = np.random.default_rng(5).integers(0, 6, (2, *shape)).astype(float)
+    y += x
+    found = rank_correlation(x, y)
+    by_chance = np.array(
+        [
+            stats.spearmanr(x.ravel(), y[np.ix_(one, other)].ravel()).statistic
+            for one in permutations(range(rows))
+            for other in permutations(range(columns))
+        ]
+    )
+    assert arrangements(rows, columns) == len(by_chance) and found.n == rows * columns
+    assert found.effect == pytest.approx(stats.spearmanr(x.ravel(), y.ravel()).statistic)
+    assert found.p_above() == pytest.approx(np.mean(by_chance >= found.effect - 1e-9))
+    assert found.p_below() == pytest.approx(np.mean(by_chance <= found.effect + 1e-9))
+    assert found.error**2 == pytest.approx(np.mean(by_chance**2))  # Schur's lemma against all permutations
+    points = 1 + 1 / np.mean(by_chance**2)
+    half = stats.norm.ppf(0.975) * math.sqrt((1 + found.effect**2 / 2) / (points - 3)) if points > 3 else math.inf
+    middle = math.atanh(found.effect)
+    assert (found.low, found.high) == pytest.approx((math.tanh(middle - half), math.tanh(middle + half)))
+
+
+def test_a_list_is_a_table_of_one_row_or_one_column():
+    x, y = np.random.default_rng(6).standard_normal((2, 6))
+    assert rank_correlation([x], [y]) == rank_correlation(x, y)
+    column = rank_correlation(x[:, None], y[:, None])
+    assert (column.p_above(), column.low, column.error) == pytest.approx(
+        (rank_correlation(x, y).p_above(), rank_correlation(x, y).low, 1 / math.sqrt(5))
+    )
+
+
+def test_points_that_share_rows_and_columns_are_not_taken_for_so_many(monkeypatch):
+    """Tables that have nothing to do with each other, but effects of rows and columns: 5 % are found, at most."""
+    monkeypatch.setattr(paired, "PERMUTATIONS", 500)
+    rng = np.random.default_rng(7)
+    tables = np.zeros((2, 2, 300))
+    for trial in range(300):
+        x, y = (rng.normal(size=(4, 1)) + rng.normal(size=(1, 4)) + 0.1 * rng.normal(size=(4, 4)) for _ in "xy")
+        tables[0, :, trial] = rank_correlation(x, y).p_above(), rank_correlation(x, y).low > 0
+        as_list = rank_correlation(x.ravel(), y.ravel())
+        tables[1, :, trial] = as_list.p_above(), as_list.low > 0
+    found, intervals = (tables[:, 0] < 0.05).mean(1), tables[:, 1].mean(1)
+    assert found[0] < 0.08 < found[1] and intervals[0] < 0.06 < intervals[1]
+
+
+def test_a_perfect_order_is_no_certainty():
+    four = rank_correlation([1, 2, 3, 4], [1, 2, 3, 4])
+    half = stats.norm.ppf(0.975) * math.sqrt(1.5)
+    assert four.high == 1.0 and four.low == pytest.approx(math.tanh(math.atanh(1 - 12 / 60) - half)) and four.low < 0
+    many = rank_correlation(np.arange(40), np.arange(40))
+    assert 0.99 < many.low < many.high == pytest.approx(1.0)
+
+
 def test_rank_correlation_of_bad_input():
     with pytest.raises(ValueError, match="at least four pairs"):
         rank_correlation([1, 2, 3], [1, 2, 3])
+    with pytest.raises(ValueError):
+        rank_correlation([1, 2, 3, 4], [[1, 2], [3, 4]])
+    of_rows, of_columns = [[1, 1], [2, 2]], [[1, 2], [1, 2]]  # what tells rows apart tells nothing of columns
+    apart = rank_correlation(of_rows, of_columns)
+    assert (apart.effect, apart.low, apart.high, apart.p) == (0.0, -1.0, 1.0, 1.0)
     flat = rank_correlation([1, 1, 1, 1], [1, 2, 3, 4])
     assert (flat.effect, flat.low, flat.high, flat.p) == (0.0, -1.0, 1.0, 1.0)

@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("lm_eval")
 
-from harness import intervals
+from harness import intervals, progress
 from harness.backends.hf import HFBackend
 from harness.errors import WinnowError
 from tasks.benchmark_choice import ChoiceBenchmark
@@ -147,3 +147,15 @@ def test_the_numbers_are_those_of_lm_evals_own_task(backend: HFBackend, tmp_path
 def test_other_sets_are_refused(backend: HFBackend, tmp_path: Path) -> None:
     with pytest.raises(WinnowError, match="choose arc_challenge"):
         ChoiceBenchmark("x", "gsm8k", str(tmp_path)).run(backend)
+
+
+def test_without_progress_there_is_no_bar(
+    backend: HFBackend, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    task = ChoiceBenchmark("arc", "arc_easy", stage(tmp_path, "arc_easy", QUESTIONS))
+    with progress.showing(False):
+        task.run(backend)
+    assert "\r" not in capsys.readouterr().err
+    with progress.showing(True):
+        task.run(backend)
+    assert "Running loglikelihood requests" in capsys.readouterr().err
