@@ -204,7 +204,7 @@ FAMILIES: dict[str, Family] = {
             "qwen2_moe",
             "qwen2_moe.modeling_qwen2_moe.Qwen2MoeDecoderLayer",
             "softmax, renormalised by config (off as released)",
-            served=Served(shared_width=("shared_expert_intermediate_size",)),
+            served=Served(shared_width=("shared_expert_intermediate_size",), compact=True),
             **_QWEN_LAYERS,
         ),
         Family(

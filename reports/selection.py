@@ -105,7 +105,8 @@ def _command(methods: Sequence[str], cell: Cell, panel: Panel, suite: str) -> li
     config = next((record.config for row in panel.all_rows() for record in row.records), {})
     path = config.get("model", {}).get("path")
     # What has no configuration of its own is named after its folder.
-    words += [f"model={panel.model}"] if _defaults("model", panel.model) else ["model=local", f"model.path={path}"]
+    local = path and _defaults("model", panel.model).get("path", "???") == "???"
+    words += ["model=local", f"model.path={path}"] if local else [f"model={panel.model}"]
     words += [f"method={','.join(names)}", f"ratio={cell.ratio:g}", f"calibration={cell.calibration}"]
     words += [f"{key}={value}" for key, value in cell.settings]
     words.append(f"suite={suite}")

@@ -133,7 +133,7 @@ def test_settings_that_a_method_does_not_use_do_not_make_another_cell(
     assert winnow(monkeypatch, "-m", *arguments, "calibration.num_sequences=2,3") == 0
     names = sorted(path.name.split("-")[0] for path in (out / "records").glob("*.json"))
     assert names == [
-        "local__random__0.5__none__s0", "local__random__0.5__none__s1", "local__weight_norm__0.5__none__s0",
+        "model__random__0.5__none__s0", "model__random__0.5__none__s1", "model__weight_norm__0.5__none__s0",
     ]  # fmt: skip
 
 

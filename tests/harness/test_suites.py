@@ -101,18 +101,15 @@ def test_a_cell_is_the_same_wherever_its_data_lie_and_another_with_other_tasks(f
 
 def test_quick_runs_with_no_network(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("lm_eval")
-    real = socket.socket
 
-    def no_network(family: int = socket.AF_INET, *rest: Any, **options: Any) -> socket.socket:
-        if family not in (socket.AF_UNIX, -1):  # the sandbox talks to its keeper over a pair of these
-            raise AssertionError("the network was asked for")
-        return real(family, *rest, **options)
+    class Unconnected(socket.socket):  # a class, as libraries that are first imported now derive from it
+        def __init__(self, family: int = -1, type: int = -1, proto: int = -1, fileno: int | None = None) -> None:
+            if family != socket.AF_UNIX and fileno is None:  # the sandbox talks to its keeper over a pair of those
+                raise AssertionError("the network was asked for")
+            super().__init__(family, type, proto, fileno)
 
-    monkeypatch.setattr(socket, "socket", no_network)
-    short = [f"+suite.tasks.{name}.max_new_tokens=4" for name in ("humaneval", "mbpp")]
-    record = run_cell(
-        config(folder, "suite=quick", "suite.tasks.gsm8k.max_new_tokens=4", "suite.max_new_tokens=4", *short)
-    )
+    monkeypatch.setattr(socket, "socket", Unconnected)
+    record = run_cell(config(folder, "suite=quick", "suite.max_new_tokens=4"))
     scores = {(score.task, score.metric): score for score in record.scores}
     assert {task for task, _ in scores} - {"diversity"} == {"humaneval", "mbpp", "gsm8k", "boolq", "writingbench"}
     assert scores["gsm8k", "exact_match"].n == 2 and scores["boolq", "acc"].n == 3

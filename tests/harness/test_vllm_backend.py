@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from harness.backends.hf import HFBackend
 from harness.errors import WinnowError
 from harness.loading import load_model, load_tokenizer
 from harness.rewrite import apply_plan
+from methods.plan import CompressionPlan
 from tests.harness.compressed import merged, pruned, ragged_plan
 from tests.tiny import FAMILY_NAMES, save_tiny
 
@@ -40,7 +42,8 @@ PLANS = {
     "other numbers by layer": pruned([0, 2, 6], [1, 2, 3, 4, 5, 7]),
     "ragged": ragged_plan(),
 }
-CHECKPOINTS = [(family, kind) for family in FAMILY_NAMES for kind in PLANS]
+COMPACT_FAMILIES = (*FAMILY_NAMES, "qwen2_moe")
+CHECKPOINTS = [(family, kind) for family in COMPACT_FAMILIES for kind in PLANS]
 
 
 class InProcess:
@@ -109,14 +112,20 @@ def quiet_engine_in_this_process() -> Iterator[None]:
         os.environ.pop(name, None) if value is None else os.environ.update({name: value})
 
 
+def fitting(plan: CompressionPlan, family: str) -> CompressionPlan:
+    """The plan with the numbers that the MoE layers of the tiny model have."""
+    numbers = {"qwen2_moe": (1, 5)}.get(family, (0, 1))
+    return replace(plan, layers=tuple(replace(layer, layer=numbers[layer.layer]) for layer in plan.layers))
+
+
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Path]:
     root = tmp_path_factory.mktemp("served")
-    for family in FAMILY_NAMES:
+    for family in COMPACT_FAMILIES:
         save_tiny(root / family / "plain", family, hidden=128)
         for kind, plan in PLANS.items():
             if plan is not None:
-                apply_plan(root / family / "plain", plan, root / family / kind, progress=False)
+                apply_plan(root / family / "plain", fitting(plan, family), root / family / kind, progress=False)
     return {(family, kind): root / family / kind for family, kind in CHECKPOINTS}
 
 
@@ -142,6 +151,17 @@ def test_the_same_tokens_and_log_likelihoods_as_transformers(
         # The CPU kernel pads every width to a multiple of 32.
         widths = {p.shape[-1] for n, p in hf.model.named_parameters() if n.endswith("experts.down_proj")}
         assert held == stored * 32 / widths.pop() if len(widths) == 1 else stored <= held <= 8 * stored
+
+
+def test_all_router_rows_chosen_where_some_share_an_expert(
+    checkpoints: dict[tuple[str, str], Path], tmp_path: Path
+) -> None:
+    """More experts a token than there are."""
+    whole = edited(checkpoints["qwen2_moe", "plain"], tmp_path / "whole", num_experts_per_tok=8)
+    apply_plan(whole, fitting(PLANS["merged"], "qwen2_moe"), tmp_path / "merged", progress=False)
+    hf = HFBackend(load_model(tmp_path / "merged", "float32"), load_tokenizer(whole), max_length=256)
+    with served(tmp_path / "merged") as vllm:
+        assert vllm.generate(PROMPTS, 24) == hf.generate(PROMPTS, 24)
 
 
 def test_options_of_generation(checkpoints: dict[tuple[str, str], Path]) -> None:

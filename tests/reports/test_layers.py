@@ -65,7 +65,7 @@ def write(folder: Path, method: str, ratio: float, corpus: str, layers: dict[str
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("layers")
     RecordStore(out, "baseline").write(*make_cell("none", 0.0, "none", 0, BASELINE))
-    for ratio in (0.25, 0.5):
+    for ratio in (0.125, 0.25, 0.5):
         for method, scale in MERGED.items():
             layers = {str(i): numbers(i, ratio * scale, merged=True) for i in range(LAYERS)}
             write(out, method, ratio, "mixed", layers)
@@ -86,6 +86,8 @@ def test_the_table_has_a_row_for_each_cell_that_was_diagnosed(folder: Path, pane
     assert table is not None
     rows = {(row[0], row[1]): dict(zip(table.header, row, strict=True)) for row in table.rows}
     assert set(rows) == {
+        ("0.125", "hc_smoe"),
+        ("0.125", "m_smoe"),
         ("0.25", "hc_smoe"),
         ("0.25", "m_smoe"),
         ("0.5", "hc_smoe"),
@@ -128,11 +130,13 @@ def test_figure(folder: Path, panel: Panel) -> None:
     assert figure is not None
     errors, spreads = figure.axes
     drawn = [line.get_xydata().tolist() for line in errors.lines if line.get_linestyle() == "None"]
-    assert len(drawn) == 5 and all(len(points) == LAYERS for points in drawn)
+    assert len(drawn) == 7 and all(len(points) == LAYERS for points in drawn)
     assert all(y == pytest.approx(x / 0.6) for points in drawn for x, y in points)
-    assert errors.get_title() == "ρ = 1.00 over 25 layers"
+    assert errors.get_title() == "ρ = 1.00 over 35 layers"
     labels = [line.get_label() for line in spreads.lines]
-    assert labels == ["hc_smoe 0.25", "m_smoe 0.25", "hc_smoe 0.5", "m_smoe 0.5", "reap 0.5"]
+    assert labels == [
+        "hc_smoe 0.125", "m_smoe 0.125", "hc_smoe 0.25", "m_smoe 0.25", "hc_smoe 0.5", "m_smoe 0.5", "reap 0.5",
+    ]  # fmt: skip
     assert spreads.lines[-1].get_ydata().tolist() == [0.9] * LAYERS
 
 
