@@ -17,6 +17,7 @@ from reports.broken import failed_cells, faults
 from reports.claims import BROKEN, FAILS, HOLDS, NOT_RUN, NOT_TESTED, UNDECIDED, Evidence, Finding, evaluate_claims
 from reports.claims_list import CLAIMS, MEASURES
 from reports.comparisons import p_text
+from reports.detail_samples import with_detail_samples
 from reports.formats import Table, to_markdown
 from reports.layer_samples import with_layer_samples
 from reports.load import Panel, Row, load_panels
@@ -65,7 +66,7 @@ def write_claims(folder: Path, out: Path) -> str:
 
     Raises WinnowError where there are no records, one is damaged, or ``out`` cannot be written.
     """
-    panels = [with_layer_samples(folder, panel) for panel in load_panels(folder)]
+    panels = [with_detail_samples(folder, with_layer_samples(folder, panel)) for panel in load_panels(folder)]
     findings = evaluate_claims(CLAIMS, panels, MEASURES)
     several = len(panels) > 1
     contents = {

@@ -16,6 +16,7 @@ The rules, which every table repeats in words:
   part is unknown, and the number of seeds is shown.
 - A score that is given for each layer (or other domain) is averaged over them: they are all that the model has. Its
   items are the samples behind it where they are known (``reports.layer_samples``), else the layers themselves.
+- Drift at a position and calibration error are taken over texts and questions (``reports.detail_samples``).
 - Where samples are missing or do not give the recorded score, the squared errors that the recorded intervals imply
   are added up instead, as for independent samples (``paired`` is then False).
 """
@@ -27,6 +28,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from harness.records import Record
+from reports.detail_samples import samples_of_score
 from reports.layer_samples import samples_of_each
 from reports.load import Row
 from reports.paired import Comparison, interval, mcnemar, satterthwaite
@@ -181,6 +183,8 @@ def _score(kind: str, part: Part, record: Record, items: Items | None) -> _Score
     if part.metric == SAMPLE_SCORE:
         own = None if items is None else items.select(part)
         return None if own is None or not len(own.score) else _mean(own, [np.full(len(own.score), True)])
+    if (own := samples_of_score(part, items)) is not None:
+        return _mean(own, [np.full(len(own.score), True)])
     score = find_score(record, part)
     if score is None:
         return None

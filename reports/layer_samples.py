@@ -85,10 +85,7 @@ def _joined(items: Items | None, samples: Sequence[Samples]) -> Items | None:
         return items
     columns = dict(zip(("task", "domain", "item", "score"), zip(*samples, strict=True), strict=True))
     own = Items.from_columns({**columns, "weight": [1.0] * len(samples)})
-    if items is None:
-        return own
-    names = ("task", "domain", "item", "score", "weight")
-    return Items(*(np.concatenate([getattr(items, name), getattr(own, name)]) for name in names))
+    return own if items is None else items.joined(own)
 
 
 def _of_parts(diagnosed: Mapping[str, Any]) -> Iterator[Samples]:

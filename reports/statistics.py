@@ -105,6 +105,11 @@ class Items:
             mask &= self.domain == part.domain
         return Items(*(getattr(self, name)[mask] for name in ("task", "domain", "item", "score", "weight")))
 
+    def joined(self, other: "Items | None") -> "Items":
+        """Both together; the other's tasks are none of its own."""
+        names = ("task", "domain", "item", "score", "weight")
+        return self if other is None else Items(*(np.concatenate([getattr(self, n), getattr(other, n)]) for n in names))
+
     def same_items(self, other: "Items") -> bool:
         return all(np.array_equal(getattr(self, name), getattr(other, name)) for name in ("domain", "item", "weight"))
 
