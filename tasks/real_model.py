@@ -169,6 +169,8 @@ def main() -> int:
     moe = root / "smollm2-135m-moe"
     cells = ["-m", f"model.path={moe}", f"data.root={root}", f"output_dir={options.out}", "keep_checkpoint=false"]
     try:
+        for name in ORIGINALS:  # before anything large is fetched
+            benchmark_rows(name, str(root), options.items, 0)
         dense = dense_model(root, packages)
         if not moe.is_dir():
             carve(source_at(dense), moe, EXPERTS)

@@ -6,11 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 from transformers import AutoModelForCausalLM
 
 from harness import experiment
-from harness.cell import prepare
+from harness.cell import model_name, prepare
 from harness.errors import WinnowError
+from harness.reference import MODEL_FOLDER
 from tests.tiny import save_tiny
 
 CONF = str(Path(experiment.__file__).parents[1] / "conf")
@@ -75,3 +77,11 @@ def test_merging_keeps_top_k_and_all_rows(tmp_path: Path) -> None:
 def test_what_cannot_be_lowered_is_refused(tmp_path: Path) -> None:
     with pytest.raises(WinnowError, match="does not go with method=naee"):
         prepare(configured(tmp_path, "olmoe", "method=naee", "lower_top_k=true"))
+
+
+def test_another_folder_is_not_called_reference() -> None:
+    def named(name: str | None, path: str | Path) -> str:
+        return model_name(OmegaConf.create({"name": name, "path": str(path)}))
+
+    assert named("reference", MODEL_FOLDER) == "reference" and named("reference", "some/smollm2-moe") == "smollm2-moe"
+    assert named(None, "some/smollm2-moe") == "smollm2-moe" and named("qwen3-30b-a3b", "Qwen/X") == "qwen3-30b-a3b"

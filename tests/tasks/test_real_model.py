@@ -81,3 +81,13 @@ def test_the_record_of_the_right_suite_is_read(tmp_path: Path) -> None:
         by_harness(tmp_path)
     store("real_model", 0.75)
     assert by_harness(tmp_path)["piqa"] == {"acc": 0.75}
+
+
+def test_without_staged_data_nothing_is_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["real_model", "--root", str(tmp_path / "root"), "--out", str(tmp_path / "out")])
+    with pytest.raises(SystemExit) as stop:
+        real_model.main()
+    assert stop.value.code == 2 and "winnow-data stage" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
