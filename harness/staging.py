@@ -181,8 +181,10 @@ def _parser() -> argparse.ArgumentParser:
         "stage", help="put data sets into a folder; without --suite, --calibration and --only every one that is listed"
     )
     command.add_argument("--to", type=Path, required=True, metavar="DIR", help="the folder; later data.root=DIR")
-    command.add_argument("--suite", action="append", default=[], metavar="NAME", help="what a suite needs")
-    command.add_argument("--calibration", action="append", default=[], metavar="NAME", help="what a corpus needs")
+    command.add_argument("--suite", nargs="+", action="extend", default=[], metavar="NAME", help="what suites need")
+    command.add_argument(
+        "--calibration", nargs="+", action="extend", default=[], metavar="NAME", help="what corpora need"
+    )
     command.add_argument("--only", nargs="+", default=[], metavar="NAME", help="these sets")
     command.add_argument(
         "--from", dest="source", choices=SOURCES, default="auto",

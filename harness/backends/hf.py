@@ -39,6 +39,9 @@ COMPACT_SHARE = 0.25
 LOGIT_BUDGET = 2**26
 # Scored tokens in a batch on a CPU: what they need then stays in its caches and in memory that is reused.
 CPU_TOKENS = 1024
+# Generation: tokens that the cache of a batch has room for, and tokens that pad its prompts to the longest.
+CACHED_TOKENS = 2**17
+PADDING = 2**12
 
 
 class HFBackend:
@@ -97,10 +100,8 @@ class HFBackend:
         stops = stops_by_prompt(stop, len(prompts))
         watches = {texts: StopStrings(self.tokenizer, texts) for texts in set(stops)}
         answers = [""] * len(encoded)
-        order = sorted(range(len(encoded)), key=lambda i: -len(encoded[i]))
-        with timed(self.seconds, "generate"), progress_bar(progress, len(order)) as bar:
-            for start in range(0, len(order), self.batch_size):
-                batch = order[start : start + self.batch_size]
+        with timed(self.seconds, "generate"), progress_bar(progress, len(encoded)) as bar:
+            for batch in prompt_batches([len(tokens) for tokens in encoded], max_new_tokens, self.batch_size):
                 choice = Choice(sampling, batch)
                 watching = [watches[stops[i]] for i in batch]
                 written = self._continue([encoded[i] for i in batch], max_new_tokens, watching, choice, bar)
@@ -259,7 +260,9 @@ class HFBackend:
         ids, mask = self._pad_left(sequences)
         cache = roomy_cache(self.model.config)
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
-        return cache, mask, self._forward(ids, mask, positions, cache, last=True)[:, -1]
+        # A mask of ones is left out: attention then needs no matrix of all pairs of tokens.
+        padded = mask if len(set(map(len, sequences))) > 1 else None
+        return cache, mask, self._forward(ids, padded, positions, cache, last=True)[:, -1]
 
     @torch.inference_mode()
     def _continue(
@@ -322,6 +325,22 @@ class HFBackend:
             logprobs = _gather(logits, [request.continuation[1:] for _, request in part])
             for (_, request), logprob in zip(part, logprobs, strict=True):
                 yield request, scores[request.index] + float(logprob.double().sum())
+
+
+def prompt_batches(lengths: Sequence[int], max_new_tokens: int, batch_size: int) -> Iterator[list[int]]:
+    """Places of prompts of these lengths, the longest first, in batches that neither cache nor padding makes slow."""
+    batch: list[int] = []
+    padding = 0
+    for place in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        longest = lengths[batch[0]] if batch else lengths[place]
+        padding += longest - lengths[place]
+        rows = min(batch_size, CACHED_TOKENS // (longest + max_new_tokens))
+        if batch and (len(batch) >= rows or padding > PADDING):
+            yield batch
+            batch, padding = [], 0
+        batch.append(place)
+    if batch:
+        yield batch
 
 
 def _gather(logits: Tensor, targets: Sequence[Sequence[int]]) -> list[Tensor]:

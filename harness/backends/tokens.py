@@ -1,10 +1,13 @@
 """What every backend does with texts and tokens before and after the model runs. Free of torch and of vLLM."""
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from harness.errors import WinnowError
+
+log = logging.getLogger(__name__)
 
 # Stands at the end of an answer that the model is to go on with, until the chat template has been applied.
 OPEN_END = "[[the-answer-goes-on-here]]"
@@ -81,13 +84,19 @@ def beginning(tokenizer: Any) -> int:
 
 
 def prompts_that_fit(tokenizer: Any, prompts: Sequence[str], max_new_tokens: int, max_length: int) -> list[list[int]]:
-    """The tokens of each prompt, cut on the left where they leave no room for ``max_new_tokens``."""
+    """The tokens of each prompt, cut on the left, with a warning, where no room is left for ``max_new_tokens``."""
     room = max_length - max_new_tokens
     if max_new_tokens < 1 or room < 1:
         raise WinnowError(
             f"max_new_tokens={max_new_tokens}: choose between 1 and {max_length - 1}, one less than the model's length"
         )
-    return [(tokens or [beginning(tokenizer)])[-room:] for tokens in encode(tokenizer, prompts)]
+    encoded = encode(tokenizer, prompts)
+    if longer := sum(len(tokens) > room for tokens in encoded):
+        log.warning(
+            "%d of %d prompts lose their beginning: %d tokens and an answer of %d are more than the model's %d",
+            longer, len(prompts), max(map(len, encoded)), max_new_tokens, max_length,
+        )  # fmt: skip
+    return [(tokens or [beginning(tokenizer)])[-room:] for tokens in encoded]
 
 
 def scoring_requests(tokenizer: Any, pairs: Sequence[tuple[str, str]], max_tokens: int) -> Iterator[Request]:

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from harness import progress
 from harness.backends import Sampling
 from harness.backends.decoding import StopStrings
-from harness.backends.hf import HFBackend
+from harness.backends.hf import HFBackend, prompt_batches
 from harness.backends.tokens import cut
 from harness.errors import WinnowError
 from tests.tiny import FAMILY_NAMES, byte_tokenizer, tiny_model
@@ -156,7 +156,7 @@ def test_spaces_after_the_context_are_scored_with_the_continuation() -> None:
     assert moved == plain and plain.tokens == 2
 
 
-def test_a_context_too_long_loses_its_beginning() -> None:
+def test_a_context_too_long_loses_its_beginning(caplog: pytest.LogCaptureFixture) -> None:
     model, tokenizer = text_model("qwen3_moe"), byte_tokenizer()
     backend = HFBackend(model, tokenizer, max_length=16)
     long = "abcdefghijklmnopqrstuvwxyz"
@@ -164,8 +164,11 @@ def test_a_context_too_long_loses_its_beginning() -> None:
     # 16 tokens go in; the last one scored is only predicted.
     context = tokenizer.encode(long)[-14:]
     assert result.logprob == pytest.approx(naive_logprob(model, context, tokenizer.encode("XYZ")), abs=1e-4)
-    (answer,) = backend.generate([long], 6)
+    answer, _ = backend.generate([long, "short"], 6)
     assert answer == tokenizer.decode(naive_tokens(model, tokenizer.encode(long)[-10:], 6))
+    assert [record.message for record in caplog.records] == [
+        "1 of 2 prompts lose their beginning: 26 tokens and an answer of 6 are more than the model's 16"
+    ]
 
 
 @pytest.mark.parametrize("max_length", [2, 7, 16, 2048])
@@ -181,6 +184,24 @@ def test_rolling_windows_score_every_token_but_the_first_once(max_length: int) -
             expected += naive_logprob(model, window[:1], window[1:])
         assert result.logprob == pytest.approx(expected, abs=1e-4 * max(1, len(tokens)))
         assert result.tokens == max(0, len(tokens) - 1)
+
+
+def test_long_prompts_shrink_the_batch_and_keep_short_ones_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    lengths = [5, 40, 38, 6, 41, 40]
+    assert list(prompt_batches(lengths, 8, 128)) == [[4, 1, 5, 2, 3, 0]]
+    assert list(prompt_batches(lengths, 8, 2)) == [[4, 1], [5, 2], [3, 0]]
+    monkeypatch.setattr("harness.backends.hf.PADDING", 10)
+    assert list(prompt_batches(lengths, 8, 128)) == [[4, 1, 5, 2], [3, 0]]
+    monkeypatch.setattr("harness.backends.hf.CACHED_TOKENS", 100)
+    assert list(prompt_batches(lengths, 8, 128)) == [[4, 1], [5, 2], [3, 0]]
+    assert list(prompt_batches([200, 3], 8, 128)) == [[0], [1]], "one prompt is always a batch"
+    assert list(prompt_batches([], 8, 128)) == []
+    model, tokenizer = text_model("qwen3_moe"), byte_tokenizer()
+    prompts = ["a" * length for length in lengths]
+    shapes = watch(model)
+    answers = HFBackend(model, tokenizer).generate(prompts, 8)
+    assert [shape for shape in shapes if shape[1] > 1] == [(2, 41), (2, 40), (2, 6)]
+    assert answers == [tokenizer.decode(naive_tokens(model, tokenizer.encode(p), 8)) for p in prompts]
 
 
 def test_large_vocabularies_shrink_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
