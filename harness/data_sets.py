@@ -6,6 +6,7 @@ Every row is a dict with a string "id", unique in its set. What else it holds de
 code_check      prompt, entry_point, test, canonical_solution
 code_asserts    text, code, test_list, test_setup_code (the plus sets are as EvalPlus has them: prompt, entry_point,
                 canonical_solution, contract, base_input, plus_input, atol)
+code_contest    prompt, starter_code, function (None: the program reads and prints), tests [[input, output]], difficulty
 math            question, solution, answer (MATH has level, an int, and type, the subject, as well)
 choice          contexts, choices, answer (an index), group: one context for all choices, or one for each of them
 cloze           context, continuation
@@ -65,6 +66,10 @@ DATA_SETS: dict[str, DataSet] = {
         "the solution of task 367 fails its own tests",
     ),
     "mbpp_plus": DataSet("code_asserts", "Apache-2.0", _hub("evalplus release MbppPlus v0.2.0", split="")),
+    "livecodebench": DataSet(
+        "code_contest", hub=_hub("livecodebench/code_generation_lite", "test6.jsonl"),
+        note="the problems that release 6 added, of 2025",
+    ),
     "gsm8k": DataSet("math", "MIT", _hub("openai/gsm8k", "main"), OLMO),
     "math_500": DataSet("math", "MIT", _hub("HuggingFaceH4/MATH-500"), OLMO),
     "arc_challenge": DataSet("choice", "CC-BY-SA-4.0", _hub("allenai/ai2_arc", "ARC-Challenge"), OLMO),

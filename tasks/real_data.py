@@ -23,12 +23,11 @@ BY_SANDBOX, BY_CHECKER = "solutions in the sandbox", "by EvalPlus' checker, on t
 COMPLETION, BLOCK = "as a completion, in the sandbox", "as a code block, in the sandbox"
 SANITIZED = "taken out by EvalPlus, in the sandbox"
 # Known to fail. 123 needs more CPU time than the tests of a problem get; EvalPlus 0.3.1 leaves out what only the tests
-# use (50, 367), and does not count the passing tests of 32.
+# use (50, 367).
 MAY_FAIL = {
     **{("mbpp", way): {"123"} for way in (BY_SANDBOX, COMPLETION, BLOCK)},
     ("mbpp", SANITIZED): {"123", "367"},
     ("humaneval", SANITIZED): {"HumanEval/50"},
-    ("humaneval", BY_CHECKER): {"HumanEval/32"},
 }
 
 # The arguments of every call that a test makes; a function's own recursive calls are no test's.
@@ -137,6 +136,10 @@ def evalplus_checks(data_set: str, problems: Sequence[Row]) -> Iterator[Check]:
     for row, inputs in zip(problems, recorded_calls(data_set, problems), strict=True):
         if inputs:
             source, name = solution(data_set, row), entry_point(data_set, row)
+            if name == "find_zero":
+                # HumanEval/32: EvalPlus 0.3.1 has a rule for it, by which no test is ever counted as passed. Under
+                # another name its answers are compared as all others are.
+                source, name = f"{source}\nfound_zero = find_zero\n", "found_zero"
             expected, seconds = trusted_exec(source, inputs, name, True, name in MBPP_OUTPUT_NOT_NONE_TASKS)
             status, _ = untrusted_check(data_set, source, inputs, name, expected, 0, seconds)
             kept.append(row)

@@ -1,9 +1,12 @@
 """Rows from the hub: the conversion of published columns, and choices as lm-eval's own tasks render them."""
 
+import base64
 import gzip
 import io
 import json
+import pickle
 import urllib.request
+import zlib
 from pathlib import Path
 
 import pytest
@@ -11,7 +14,7 @@ import pytest
 from harness import hub_rows, staging_wheels
 from harness.data_sets import Row, rows
 from harness.errors import WinnowError
-from harness.hub_rows import PLUS_RELEASES, last_boxed
+from harness.hub_rows import PLUS_RELEASES, last_boxed, packed_tests
 
 
 @pytest.fixture
@@ -41,6 +44,37 @@ def test_code(hub):
     own = {"text": "Write f.", "code": "def f(): pass", "test_list": ["assert 1"], "test_setup_code": ""}
     hub["google-research-datasets/mbpp", "full"] = [{"task_id": 11, **own, "challenge_test_list": []}]
     assert rows("mbpp") == [{"id": "11", **own}]
+
+
+def test_contests(hub):
+    tests = [{"input": "[1]", "output": "1", "testtype": "functional"}]
+    doc = {
+        "question_id": "3600", "question_content": "Double.", "starter_code": "class Solution:", "difficulty": "easy",
+        "public_test_cases": json.dumps(tests), "metadata": '{"func_name": "double"}', "contest_date": "2025-02-01",
+    }  # fmt: skip
+    packed = base64.b64encode(zlib.compress(pickle.dumps(json.dumps([{"input": "[2]", "output": "4"}])))).decode()
+    reads = {"question_id": "abc_a", "starter_code": "", "metadata": "{}", "private_test_cases": "[]"}
+    hub["json", None] = [doc | {"private_test_cases": packed}, doc | reads]
+    row = {"prompt": "Double.", "difficulty": "easy"}
+    both = [["[1]", "1"], ["[2]", "4"]]
+    assert rows("livecodebench") == [
+        {**row, "id": "3600", "starter_code": "class Solution:", "function": "double", "tests": both},
+        {**row, "id": "abc_a", "starter_code": "", "function": None, "tests": [["[1]", "1"]]},
+    ]  # fmt: skip
+
+
+def test_a_pickle_of_tests_runs_nothing(hub, tmp_path):
+    class Hostile:
+        def __reduce__(self):
+            return Path.touch, (tmp_path / "run",)
+
+    def packed(value):
+        return base64.b64encode(zlib.compress(pickle.dumps(value))).decode()
+
+    for text, said in ((packed(Hostile()), "wants pathlib"), (packed(3), "form"), ("nonsense!", "form"), ("", "form")):
+        with pytest.raises(ValueError, match=said):
+            packed_tests(text)
+    assert not (tmp_path / "run").exists()
 
 
 def test_math(hub):

@@ -49,6 +49,7 @@ def config(folder: Path, *overrides: str, root: str | None = None) -> DictConfig
 @pytest.mark.parametrize(
     ("suite", "tasks"),
     [("paper_code", CODE), ("paper_math", MATH), ("paper_mc", CHOICE), ("paper_ppl", TEXT),
+     ("livecodebench", ["livecodebench"]),
      ("paper", [*CODE, *MATH, *CHOICE, *TEXT]), ("quick", [*CODE, *MATH, *CHOICE, *TEXT])],
 )  # fmt: skip
 def test_every_suite_names_its_benchmarks(folder: Path, suite: str, tasks: list[str]) -> None:
