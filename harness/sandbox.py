@@ -168,13 +168,17 @@ _nurseries_lock = threading.Lock()
 
 
 def _fork_keeper(base: str, descriptors: list[int]) -> None:
-    """From this process's nursery, which is started where there is none, or none that lives."""
+    """From this process's nursery, which is started where there is none, or none that lives. Raises WinnowError where
+    a new one dies at once."""
     with _nurseries_lock:
         if _nurseries and _nurseries[0].owner == os.getpid():
             with contextlib.suppress(OSError):
                 return _nurseries[0].fork(base, descriptors)
         _nurseries[:] = [_Nursery()]
-        return _nurseries[0].fork(base, descriptors)
+        try:
+            return _nurseries[0].fork(base, descriptors)
+        except OSError as error:
+            raise WinnowError(f"the sandbox for generated code does not start here ({error})") from error
 
 
 def _talk(request: bytes, limits: Limits, base: str) -> tuple[bytes, int]:

@@ -314,6 +314,13 @@ def test_a_sandbox_that_does_not_start_says_so(monkeypatch: pytest.MonkeyPatch) 
     sandbox.capabilities.cache_clear()
     with pytest.raises(WinnowError, match="does not start"):
         sandbox.capabilities()
+
+    def dead(*_: object) -> None:  # its end was there before our request
+        raise BrokenPipeError("Broken pipe")
+
+    monkeypatch.setattr(sandbox._Nursery, "fork", dead)
+    with pytest.raises(WinnowError, match="does not start"):
+        sandbox.capabilities()
     sandbox.capabilities.cache_clear()
 
 
