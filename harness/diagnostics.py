@@ -100,16 +100,15 @@ def diagnose_cell(
         if not ours:
             log.info("diagnostics of %s are there: skipped", cell.id)
             return
-        with progress.showing(config.progress):
-            found = diagnose(
-                cell.model,
-                plan(),
-                sample(sequences(), settings.tokens),
-                root / "cells" / cell.id / "diagnosed",
-                lambda folder: load_model(folder, model.dtype, model.device),
-                settings.pairs,
-                config.calibration.batch_size,
-            )
+        found = diagnose(
+            cell.model,
+            plan(),
+            sample(sequences(), settings.tokens),
+            root / "cells" / cell.id / "diagnosed",
+            lambda folder: load_model(folder, model.dtype, model.device),
+            settings.pairs,
+            config.calibration.batch_size,
+        )
         told = {"version": DIAGNOSTICS_VERSION, "cell": cell.id, "corpus": config.calibration.name, **found}
         write_files({store.path(cell.id): json.dumps(told, indent=1).encode()})
         log.info("diagnostics: %s", store.path(cell.id))

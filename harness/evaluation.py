@@ -10,7 +10,6 @@ from typing import Any
 
 from hydra.utils import instantiate
 
-from harness import progress
 from harness.errors import BrokenModel
 from harness.records import Sample, Score
 
@@ -78,7 +77,7 @@ def evaluate(
 
     with clock.stage("load"):
         backend = _open(config, checkpoint)
-    with closing(backend), progress.showing(config["progress"]):
+    with closing(backend):
         for name, task in tasks.items():
             with clock.stage(f"task_{name}"), done.noting_broken(name):
                 if hasattr(task, "observe"):
@@ -96,7 +95,7 @@ def evaluate(
     if uncompressed is not None and observed:
         with clock.stage("load_baseline"):
             backend = _open(config, uncompressed)
-        with closing(backend), progress.showing(config["progress"]):
+        with closing(backend):
             compare(backend)
     return done
 

@@ -11,7 +11,7 @@ from typing import Any
 from hydra.utils import get_method, instantiate
 from omegaconf import DictConfig
 
-from harness import contamination
+from harness import contamination, progress
 from harness.calibration import calibrate, gate_ratio_counts, wanted_statistics
 from harness.calibration_cache import Collected
 from harness.cell import Cell, prepare
@@ -35,6 +35,11 @@ log = logging.getLogger(__name__)
 
 def run_cell(config: DictConfig, in_sweep: bool = False, artifacts_in_output_dir: bool = False) -> Record:
     """Run one cell, or find its record; returns the record. Raises WinnowError."""
+    with progress.showing(config.progress):
+        return _run_cell(config, in_sweep, artifacts_in_output_dir)
+
+
+def _run_cell(config: DictConfig, in_sweep: bool, artifacts_in_output_dir: bool) -> Record:
     cell = prepare(config)
     tracker = instantiate(config.tracking) if config.tracking else None
     root = Path(config.output_dir)

@@ -100,7 +100,9 @@ def test_a_cell_is_the_same_wherever_its_data_lie_and_another_with_other_tasks(f
     assert ids[0] == ids[1] != ids[2]
 
 
-def test_quick_runs_with_no_network(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_quick_runs_with_no_network_and_no_bars(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     pytest.importorskip("lm_eval")
 
     class Unconnected(socket.socket):  # a class, as libraries that are first imported now derive from it
@@ -116,3 +118,4 @@ def test_quick_runs_with_no_network(folder: Path, monkeypatch: pytest.MonkeyPatc
     assert scores["gsm8k", "exact_match"].n == 2 and scores["boolq", "acc"].n == 3
     assert set(record.config["suite"]["left_out"]) >= {"humaneval_plus", "mbpp_plus", "wikitext", "c4", "wildbench"}
     assert all(score.low <= score.value <= score.high for score in record.scores)
+    assert "%|" not in capfd.readouterr().err, "progress=false: not even a library's bar"
