@@ -1,5 +1,6 @@
 """The columns of the reports, and their values for every row of a panel."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -119,11 +120,16 @@ def main_measures(records: Sequence[Record]) -> list[Measure]:
 
 def _other_measures(records: Iterable[Record]) -> list[Measure]:
     """One column for each domain of the tasks that have none above, such as lm-eval's: its first metric, which is the
-    one that its samples hold."""
+    one that its samples hold. The parts of a group that has a score too (mmlu_astronomy of mmlu) have none: there are
+    57 of them, of few items each."""
     kept = list(records)
     known = _KNOWN_TASKS | {m.parts[0].task for m in consistency_measures(kept)}
+    others = [score for record in kept for score in record.scores if score.task not in known]
+    scored = {(score.task, score.domain) for score in others}
     firsts: dict[tuple[str, str], Measure] = {}
-    for score in (score for record in kept for score in record.scores if score.task not in known):
+    for score in others:
+        if any((score.task, score.domain[: mark.start()]) in scored for mark in re.finditer("_", score.domain)):
+            continue
         label = score.domain or score.task
         measure = Measure(
             f"{score.task}_{label}",

@@ -66,3 +66,11 @@ def test_a_quantised_baseline_is_compared_and_its_memory_told():
     text = cell_table(Record(cell, {}, {}, {}, CELL.scores, CELL.sizes | {"weights_bytes": 4_000_000}, {}), BASE)
     assert "difference" in text and "quantize=int4-sym" in text
     assert "memory reduction: 5.00x" in text and "memory reduction" not in cell_table(CELL, BASE)
+
+
+def test_the_parts_of_a_group_that_is_scored_have_no_line():
+    domains = ("mmlu", "mmlu_astronomy", "mmlu_college_physics", "arc_easy", "arc_challenge")
+    scores = [Score("choice", "acc", 0.5, 20, *wilson(10, 20), domain) for domain in domains]
+    scores.append(Score("other", "acc", 0.5, 20, *wilson(10, 20), "mmlu_like"))
+    table = cell_table(replace(CELL, scores=scores))
+    assert [name in table for name in (*domains, "mmlu_like")] == [True, False, False, True, True, True]
