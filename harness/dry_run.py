@@ -15,6 +15,7 @@ Not in it: the interpreter and its libraries (about 1 GB), what a GPU's allocato
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
@@ -117,7 +118,7 @@ def _after(model: Anatomy, method: Any, ratio: str, config: DictConfig, quantiza
         instantiate(config.schedule).check(method, model.num_experts, groups, exact)
         if config.skip.name != "none":
             instantiate(config.skip).check(model.top_k)
-        after = compressed(model, outcome(method, exact, model, config.seed), config.layout)
+        after = compressed(model, outcome(method, exact, replace(model, config=bounds), config.seed), config.layout)
         return after, after.headers.total_bytes if quantization is None else quantised_bytes(after, quantization)
     except WinnowError as error:
         return str(error)

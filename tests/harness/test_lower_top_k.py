@@ -7,10 +7,12 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from harness import experiment
 from harness.cell import model_name, prepare
+from harness.dry_run import report
 from harness.errors import WinnowError
 from harness.reference import MODEL_FOLDER
 from tests.tiny import save_tiny
@@ -64,6 +66,20 @@ def test_a_model_that_chooses_some_experts_lowers_top_k_where_it_is_told_to(tmp_
         prepare(configured(tmp_path, "olmoe", "method=reap", top_k=7))
     cell = prepare(configured(tmp_path, "olmoe", "method=reap", "lower_top_k=true"))
     assert cell.lower_top_k and cell.top_k == 1
+
+
+@pytest.mark.parametrize("family", ["olmoe", "qwen3_moe"])
+def test_a_dry_run_knows_the_sizes(tmp_path: Path, family: str) -> None:
+    text, refusal = report(configured(tmp_path, family, "method=reap"))
+    record = experiment.run_cell(configured(tmp_path, family, "method=reap"))
+    folder = tmp_path / "out" / "cells" / record.cell["id"] / "checkpoint"
+    tensors = load_file(folder / "model.safetensors")
+    (row,) = (line.split() for line in text.splitlines() if line.startswith("0.25 "))
+    written = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    assert refusal == "" and row[1:3] == ["6", "6"] and f"{written:,}" in row
+    _, refusal = report(configured(tmp_path / "other", family, "method=reap", top_k=7))
+    assert "lower_top_k=true" in refusal
+    assert report(configured(tmp_path / "other", family, "method=reap", "lower_top_k=true"))[1] == ""
 
 
 def test_merging_keeps_top_k_and_all_rows(tmp_path: Path) -> None:
