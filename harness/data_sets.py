@@ -61,14 +61,11 @@ OWN_CORPUS = "a corpus of its own, named as what it is: no copy of any paper's c
 DATA_SETS: dict[str, DataSet] = {
     "humaneval": DataSet("code_check", "MIT", _hub("openai/openai_humaneval"), OLMO),
     "humaneval_plus": DataSet("code_check", "Apache-2.0", _hub("evalplus release HumanEvalPlus v0.1.10", split="")),
-    "mbpp": DataSet(
-        "code_asserts", "CC-BY-4.0", _hub("google-research-datasets/mbpp", "full"), OLMO,
-        "the solution of task 367 fails its own tests",
-    ),
+    "mbpp": DataSet("code_asserts", "CC-BY-4.0", _hub("google-research-datasets/mbpp", "full"), OLMO),
     "mbpp_plus": DataSet("code_asserts", "Apache-2.0", _hub("evalplus release MbppPlus v0.2.0", split="")),
     "livecodebench": DataSet(
         "code_contest", hub=_hub("livecodebench/code_generation_lite", "test6.jsonl"),
-        note="the problems that release 6 added, of 2025",
+        note="the problems that release 6 added",
     ),
     "gsm8k": DataSet("math", "MIT", _hub("openai/gsm8k", "main"), OLMO),
     "math_500": DataSet("math", "MIT", _hub("HuggingFaceH4/MATH-500"), OLMO),

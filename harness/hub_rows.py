@@ -17,6 +17,7 @@ from harness.data_sets import DataSet, Row
 from harness.errors import WinnowError
 
 C4_DOCUMENTS = 1100
+FILES = "hf://datasets/"
 PLUS_RELEASES = {
     "humaneval_plus": "https://github.com/evalplus/humanevalplus_release/releases/download/v0.1.10/HumanEvalPlus.jsonl.gz",
     "mbpp_plus": "https://github.com/evalplus/mbppplus_release/releases/download/v0.2.0/MbppPlus.jsonl.gz",
@@ -71,7 +72,7 @@ def _load(name: str, path: str, config: str, split: str) -> Any:
         files = {split: f"{config}/c4-{split}.00000-of-00008.json.gz"}
         return load_dataset(path, data_files=files, split=split, streaming=True).take(C4_DOCUMENTS)
     if name == "livecodebench":  # beside its files lies a loading script, which is not run
-        return load_dataset("json", data_files={split: f"hf://datasets/{path}/{config}"}, split=split)
+        return load_dataset("json", data_files={split: f"{FILES}{path}/{config}"}, split=split)
     return load_dataset(path, config or None, split=split)
 
 

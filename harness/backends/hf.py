@@ -328,7 +328,8 @@ class HFBackend:
 
 
 def prompt_batches(lengths: Sequence[int], max_new_tokens: int, batch_size: int) -> Iterator[list[int]]:
-    """Places of prompts of these lengths, the longest first, in batches that neither cache nor padding makes slow."""
+    """Places of prompts of these lengths, the longest first, in batches of at most ``batch_size``: fewer where they
+    would need more than CACHED_TOKENS or PADDING."""
     batch: list[int] = []
     padding = 0
     for place in sorted(range(len(lengths)), key=lambda i: -lengths[i]):

@@ -63,7 +63,22 @@ def test_contests(hub):
     ]  # fmt: skip
 
 
-def test_a_pickle_of_tests_runs_nothing(hub, tmp_path):
+def test_contests_are_read_from_the_newest_file(monkeypatch, tmp_path):
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr(hub_rows, "FILES", f"{tmp_path}/")
+    doc = {
+        "question_id": "abc_a", "question_content": "Add.", "starter_code": "", "difficulty": "easy", "metadata": "{}",
+        "public_test_cases": '[{"input": "1", "output": "1"}]', "private_test_cases": "[]",
+    }  # fmt: skip
+    file = tmp_path / "livecodebench" / "code_generation_lite" / "test6.jsonl"
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps(doc) + "\n")
+    assert [row["id"] for row in rows("livecodebench")] == ["abc_a"]
+
+
+def test_a_pickle_of_tests_runs_nothing(tmp_path):
     class Hostile:
         def __reduce__(self):
             return Path.touch, (tmp_path / "run",)

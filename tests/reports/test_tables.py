@@ -9,6 +9,7 @@ import pytest
 from scipy.stats import t
 
 from harness.intervals import wilson
+from harness.records import Score
 from harness.store import RecordStore
 from reports.formats import format_estimate, format_value, to_latex, to_markdown
 from reports.load import load_panels
@@ -211,3 +212,13 @@ def test_memory_reduction_is_shown_where_a_cell_is_quantised(results, tmp_path):
     for record in (*panel.rows[0].records, *panel.rows[1].records):
         record.sizes["baseline_weights_bytes"] = 40_000_000  # 4 bytes a parameter: counted as 2
     assert [memory_reduction(row) for row in panel.rows] == [20 / 12, 5.0]
+
+
+def test_the_note_names_what_was_counted(tmp_path):
+    record, _ = make_cell("reap", 0.5, "code", 0, RIGHT["reap"][0.5])
+    scores = [Score(task, "acc", 0.5, n, *wilson(n // 2, n), domain) for task, domain, n in (
+        ("arc_easy", "arc_easy", 30), ("my_lm_eval", "rte", 20),
+    )]  # fmt: skip
+    RecordStore(tmp_path).write(replace(record, scores=scores), [])
+    (panel,) = load_panels(tmp_path)
+    assert "(n: arc_easy: acc 30, my lm eval rte 20)" in main_table(evaluate(panel), "code").note

@@ -36,6 +36,19 @@ class Solution:
 """
 
 
+class Noting(ScriptedBackend):
+    """Keeps the options of messages for the chat template."""
+
+    def __init__(self, *arguments: object, **options: object) -> None:
+        super().__init__(*arguments, **options)  # type: ignore[arg-type]
+        self.options: list[dict[str, object]] = []
+
+    def prompt(self, prompt: object, **options: object) -> str:
+        if not isinstance(prompt, str):
+            self.options.append(options)
+        return super().prompt(prompt, **options)  # type: ignore[arg-type]
+
+
 def how_many_pass(row: dict, source: str) -> int:
     (outcome,) = run_many([program_for(row, source)], Limits(2, 11.0, memory_bytes=2**30))
     return passed(row, outcome)
@@ -52,6 +65,9 @@ def how_many_pass(row: dict, source: str) -> int:
         ("input()\nprint(*accumulate(map(int, input().split())), sep='\\n')", 1),
         ("seen = globals().setdefault('seen', [])\nseen.append(input())\n"
          "print(sum(map(int, input().split())) if len(seen) == 1 else 0)", 3),
+        ("print(sum(map(int, sys.stdin.read().split()[1:])))\nquit()", 3),
+        ("import io\nsys.stdout = io.TextIOWrapper(sys.stdout.buffer)\n"
+         "print(sum(map(int, sys.stdin.read().split()[1:])))", 3),
         ("print(3)", 1),
         ("raise ValueError", 0),
         ("broken(", 0),
@@ -92,6 +108,7 @@ def test_what_is_printed_counts_line_by_line() -> None:
 
 def test_the_last_closed_block_is_the_program() -> None:
     assert last_block("First\n```\nx\n```\nno:\n```python\ny\nz\n```\nDone") == "y\nz"
+    assert last_block("```\nx\n```\nAgain:\n```python\nnever closed") == "x"
     assert last_block("```python\nnever closed") == "" == last_block("none")
 
 
@@ -100,8 +117,10 @@ def test_models_are_asked_and_scored(tmp_path: Path) -> None:
     prints = "n = input()\nprint(sum(map(int, input().split())))\n"
     for chat, answer in ((True, f"Let me think.\n```python\n{prints}```\n"), (False, f"{prints}```\nAnd so on")):
         asked: list[str] = []
-        backend = ScriptedBackend(lambda prompt, a=answer, seen=asked: seen.append(prompt) or a, has_chat_template=chat)
-        result = ContestBenchmark("livecodebench", "livecodebench", root, cpu_seconds=2).run(backend)
+        backend = Noting(lambda prompt, a=answer, seen=asked: seen.append(prompt) or a, has_chat_template=chat)
+        template = {"enable_thinking": False}
+        result = ContestBenchmark("livecodebench", "livecodebench", root, cpu_seconds=2, template=template).run(backend)
+        assert backend.options == ([{"enable_thinking": False}] * 2 if chat else [])
         (score,) = result.scores
         assert (score.metric, score.value, score.n) == ("pass@1", 0.5, 2) and score.low < 0.5 < score.high
         assert [(one.item, one.score, one.detail["passed"]) for one in result.samples] == [
