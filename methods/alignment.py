@@ -3,8 +3,8 @@
 import numpy as np
 from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]
 
+from harness.contracts.statistics import ExpertWeights
 from harness.errors import WinnowError
-from harness.statistics import ExpertWeights
 
 
 def align_channels(reference: ExpertWeights, member: ExpertWeights) -> tuple[int, ...]:

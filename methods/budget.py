@@ -3,8 +3,8 @@
 import math
 from fractions import Fraction
 
+from harness.contracts.statistics import MoeShape
 from harness.errors import WinnowError
-from harness.statistics import MoeShape
 
 
 def parse_ratio(ratio: str | float | Fraction) -> Fraction:

@@ -4,11 +4,11 @@ import math
 from dataclasses import dataclass
 from fractions import Fraction
 
+from harness.contracts.method import Decision, Method
+from harness.contracts.plan import CompressionPlan, compose
+from harness.contracts.statistics import MoeShape, Statistics, restricted
 from harness.errors import WinnowError
-from harness.statistics import MoeShape, Statistics, restricted
 from methods.budget import parse_ratio
-from methods.decision import Decision, Method
-from methods.plan import CompressionPlan, compose
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Saliency criteria for pruning: one pure function each, from a layer's statistics to one number per expert.
 
-The lowest saliency goes first. Arrays are (E,) float64 as described in ``harness.statistics.STATISTICS``
+The lowest saliency goes first. Arrays are (E,) float64 as described in ``harness.contracts.statistics.STATISTICS``
 under the parameter's name. An expert that was never routed to has saliency 0 in every criterion made from
 routed tokens.
 """
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from harness.statistics import ExpertWeights
+from harness.contracts.statistics import ExpertWeights
 
 
 def _per_token(total: np.ndarray, count: np.ndarray) -> np.ndarray:

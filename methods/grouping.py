@@ -6,8 +6,8 @@ import numpy as np
 from scipy.cluster.hierarchy import linkage as scipy_linkage  # type: ignore[import-untyped]
 from scipy.spatial.distance import pdist, squareform  # type: ignore[import-untyped]
 
+from harness.contracts.plan import LayerPlan, NewExpert, Source
 from harness.errors import WinnowError
-from methods.plan import LayerPlan, NewExpert, Source
 
 LINKAGES = ("average", "single", "complete", "ward")
 

@@ -5,12 +5,12 @@ from fractions import Fraction
 
 import numpy as np
 
+from harness.contracts.method import Decision, check_option, statistic, warn_of_never_routed
+from harness.contracts.plan import CompressionPlan
+from harness.contracts.statistics import Statistics
 from harness.errors import WinnowError
-from harness.statistics import Statistics
 from methods.budget import checked_ratio, kept_experts
-from methods.decision import Decision, check_option, statistic, warn_of_never_routed
 from methods.grouping import LINKAGES, agglomerate, merge_groups
-from methods.plan import CompressionPlan
 
 MERGE_WEIGHTS = ("frequency", "uniform")
 

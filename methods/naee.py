@@ -7,11 +7,11 @@ from fractions import Fraction
 
 import numpy as np
 
+from harness.contracts.method import Decision, finite, statistic
+from harness.contracts.plan import CompressionPlan, prune
+from harness.contracts.statistics import MoeShape, Routing, Statistics
 from harness.errors import WinnowError
-from harness.statistics import MoeShape, Routing, Statistics
 from methods.budget import kept_experts, parse_ratio
-from methods.decision import Decision, finite, statistic
-from methods.plan import CompressionPlan, prune
 
 Loss = Callable[[Sequence[int]], float]
 
@@ -30,7 +30,7 @@ class NAEE:
     tried again, about (E^2 - r^2) / 2 subsets for r of E. Of equal losses the lower expert index is kept.
 
     The decision's saliency of an expert is the loss where it alone is removed, 0 where nothing goes. How many tokens
-    are sampled is bounded by memory (``harness.statistics.sampled_tokens``).
+    are sampled is bounded by memory (``harness.contracts.statistics.sampled_tokens``).
 
     Raises WinnowError for a ratio that does not fit, statistics that are missing or not finite, and for a group-limited
     router, whose groups must stay equal while single experts go.

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
+from harness.contracts.method import Decision
+from harness.contracts.plan import compose
 from harness.errors import WinnowError
 from methods.budget import as_written
-from methods.decision import Decision
 from methods.naee import NAEE
-from methods.plan import compose
-from methods.pruning import ExpertPruning
+from methods.prune_experts import ExpertPruning
 
 
 @dataclass(frozen=True)

@@ -7,22 +7,26 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from harness.errors import WinnowError
-from harness.store import write_files
-from reports import claims_report, drift_figures, figures, layers, wandb_report
-from reports.answers import calibration_table, consistency_table, shift_table
-from reports.broken import failed_cells
-from reports.comparisons import baseline_tests, best_tests
-from reports.contrasts import Comparer
-from reports.diagnostics import drift_table, generation_table
-from reports.formats import Table, to_latex, to_markdown
-from reports.load import NO_CORPUS, Panel, load_panels
-from reports.measures import Results, evaluate
+from harness.records.store import write_files
+from reports.claims import report as claims_report
+from reports.figures import drift as drift_figures
+from reports.figures import scores as figures
+from reports.figures.reliability import NOTE as RELIABILITY_NOTE
+from reports.figures.reliability import reliability_diagram
+from reports.numbers.broken import failed_cells
+from reports.numbers.contrasts import Comparer
+from reports.numbers.load import NO_CORPUS, Panel, load_panels
+from reports.numbers.measures import Results, evaluate
+from reports.numbers.usage import Usage, collect_usage
 from reports.page.build import report_page
 from reports.page.embed import PAGE
-from reports.published import published_table
-from reports.reliability import NOTE as RELIABILITY_NOTE
-from reports.reliability import reliability_diagram
-from reports.tables import (
+from reports.tables import layers
+from reports.tables.answers import calibration_table, consistency_table, shift_table
+from reports.tables.comparisons import baseline_tests, best_tests
+from reports.tables.diagnostics import drift_table, generation_table
+from reports.tables.formats import Table, to_latex, to_markdown
+from reports.tables.published import published_table
+from reports.tables.scores import (
     cost_table,
     difference_table,
     domain_table,
@@ -30,7 +34,7 @@ from reports.tables import (
     to_csv,
     usage_table,
 )
-from reports.usage import Usage, collect_usage
+from reports.wandb import report as wandb_report
 
 _DESCRIPTION = """\
 Reads FOLDER/records and FOLDER/baseline, as `winnow output_dir=FOLDER ...` leaves them, and writes

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from harness.statistics import ExpertWeights, Routing, Statistics
+from harness.contracts.statistics import ExpertWeights, Routing, Statistics
 from tests.brute_force_coverage import coverage_statistics
 
 
@@ -131,7 +131,7 @@ def expert_output(weights: ExpertWeights, x: np.ndarray) -> np.ndarray:
 
 
 def brute_force_statistics(model: PreTrainedModel, documents: list[list[int]]) -> Statistics:
-    """Every statistic of ``harness.statistics.STATISTICS`` on ``documents`` (token ids as they are)."""
+    """Every statistic of ``harness.contracts.statistics.STATISTICS`` on ``documents`` (token ids as they are)."""
     assert getattr(model.config, "hidden_act", "silu") == "silu"
     routed = routed_documents(model, documents)
     coverage = coverage_statistics(model, documents)

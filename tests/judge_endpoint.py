@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from harness.judge import Judge
+from tasks.published.judge import Judge
 
 Answer = Callable[[dict[str, Any]], str | None | tuple[int, str]]
 

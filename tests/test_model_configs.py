@@ -9,8 +9,8 @@ from omegaconf import DictConfig, OmegaConf
 
 import conf
 from harness import cli  # noqa: F401 (the resolvers of the configuration)
-from harness.families import family_of
-from harness.footprint import anatomy_of_config
+from harness.checkpoints.footprint import anatomy_of_config
+from harness.families.table import family_of
 
 NAMES = sorted(path.stem for path in Path(conf.__file__).parent.glob("model/*.yaml"))
 # Published: parameters and those active for a token in billions, experts, top-k, MoE layers (model cards and reports).

@@ -33,4 +33,4 @@ def test_a_wheel_runs_away_from_the_checkout(tmp_path: Path) -> None:
     assert (elsewhere / "out" / "checkpoint" / "model.safetensors").stat().st_size > 1_000_000
     run("reports.cli", "out")
     assert "weight_norm" in (elsewhere / "out" / "report" / "page.html").read_text()
-    assert "humaneval" in run("harness.staging", "list")
+    assert "humaneval" in run("harness.data.stage", "list")

@@ -48,7 +48,7 @@ from transformers import (
     Qwen3NextForCausalLM,
 )
 
-from harness.families import family_of
+from harness.families.table import family_of
 
 FAMILY_NAMES = ("qwen3_moe", "mixtral", "olmoe")
 ALL_FAMILIES = FAMILY_NAMES + (

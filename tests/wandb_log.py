@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from harness.records import Record, Sample, Score
-from harness.store import RecordStore
+from harness.contracts.record import Record, Sample, Score
+from harness.records.store import RecordStore
 
 # Four experts of eight channels: layer 1 removes expert 1 and cuts expert 2, layer 3 merges experts 0, 1 and 3.
 PLAN = {

@@ -1,4 +1,4 @@
-"""Backends: models that write and score text (the protocol is ``tasks.protocol.Backend``). Free of torch."""
+"""Backends: models that write and score text (the protocol is ``harness.contracts.task.Backend``). Free of torch."""
 
 import time
 from collections.abc import Iterator

@@ -5,7 +5,7 @@
 2. transformers where nothing is to be written (``suite=none`` and suites that only score);
 3. on GPUs: vLLM;
 4. on a CPU: vLLM where the tokens to write, times the parameters that each of them uses, are ``WORTH_A_START`` or more.
-   Its start-up takes longer there than a small suite or a small model does; ``python -m harness.benchmarks.generation``
+   Its start-up takes longer there than a small suite or a small model does; ``python -m harness.speed.generation``
    measures where the two meet on the reference MoE.
 """
 
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from harness.backends import vllm_guard
-from harness.data_sets import rows
+from harness.data.sets import rows
 from harness.errors import WinnowError
 
 WORTH_A_START = 500_000 * 1_574_912  # so many tokens of the reference MoE

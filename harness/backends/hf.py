@@ -28,10 +28,10 @@ from harness.backends.tokens import (
     stops_by_prompt,
     windows,
 )
+from harness.checkpoints.load import load_model, load_tokenizer, resolve_checkpoint
+from harness.checkpoints.quantize import served_facts
 from harness.errors import WinnowError
-from harness.loading import load_model, load_tokenizer, resolve_checkpoint
 from harness.progress import bar as progress_bar
-from harness.quantize import served_facts
 
 # Finished sequences leave the batch once they are this share of it: each departure copies the cache.
 COMPACT_SHARE = 0.25

@@ -30,10 +30,10 @@ from harness.backends.tokens import (
     stops_by_prompt,
     windows,
 )
+from harness.checkpoints.load import load_tokenizer, resolve_checkpoint
+from harness.checkpoints.quantize import served_facts, served_folder
 from harness.errors import WinnowError
-from harness.loading import load_tokenizer, resolve_checkpoint
 from harness.progress import bar as progress_bar
-from harness.quantize import served_facts, served_folder
 
 # Greedy scoring of a prompt: the engine always writes a token, so one is written and thrown away.
 SCORE = {"max_tokens": 1, "temperature": 0.0, "detokenize": False}

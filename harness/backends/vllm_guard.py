@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from harness.backends.vllm_plugin import VERSIONS
-from harness.checkpoint import SECTION, CheckpointReader, check_checkpoint
+from harness.checkpoints.reader import SECTION, CheckpointReader, check_checkpoint
+from harness.checkpoints.skipping import SECTION as SKIPPING
 from harness.errors import WinnowError
-from harness.families import family_of, read_config
-from harness.skipping import SECTION as SKIPPING
+from harness.families.table import family_of, read_config
 
 INSTALL = 'install it with `make vllm`, or `pip install "moe-winnow[vllm]"` where there is a GPU'
 
@@ -52,7 +52,7 @@ def reason_against(config: Mapping[str, Any]) -> str:
     family = family_of(config)
     name, served = f"architecture '{family.model_type}'", family.served
     if served is None:
-        return f"{name} was not tried with vLLM: Family.served in harness/families.py tells those that were"
+        return f"{name} was not tried with vLLM: Family.served in harness/families/table.py tells those that were"
     if served.refused or (served.refused_on_cpu and is_cpu_build()):
         return f"{name}: {served.refused or served.refused_on_cpu}"
     for key, value in served.needs.items():

@@ -1,8 +1,8 @@
 """vLLM plugin (entry point ``vllm.general_plugins``): serves compact checkpoints at their true size.
 
 vLLM builds every MoE layer from one config, so all its layers have the same number of experts and the same width, and
-as many experts as router rows. A compact checkpoint has none of these (``harness.checkpoint``). Two things that every
-MoE model of vLLM builds per layer are made to ask the layout first, whatever the architecture:
+as many experts as router rows. A compact checkpoint has none of these (``harness.checkpoints.reader``). Two things that
+every MoE model of vLLM builds per layer are made to ask the layout first, whatever the architecture:
 
 - ``GateLinear``, the router's matrix: as many rows as the layer stores;
 - ``FusedMoEFactory``, the experts: as many and as wide as stored. Where rows and experts differ, a router around
@@ -51,8 +51,8 @@ def _layout(prefix: str) -> Any:
     """The layout of the layer that ``prefix`` lies in, None where the model has none."""
     from vllm.config import get_current_vllm_config
 
-    from harness.checkpoint import SECTION, layer_layouts
-    from harness.families import family_of
+    from harness.checkpoints.reader import SECTION, layer_layouts
+    from harness.families.table import family_of
 
     model_config = get_current_vllm_config().model_config
     found = _LAYER.search(prefix)

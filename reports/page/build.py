@@ -15,7 +15,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from reports.measures import Results
+from reports.numbers.measures import Results
 from reports.page.data import page_data
 from reports.page.embed import CLAIMS_FILE, embed, embed_text
 

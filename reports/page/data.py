@@ -13,14 +13,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from harness.records import Record
-from harness.store import RecordStore
-from reports.broken import faults
-from reports.drift_figures import PANELS, curve
-from reports.formats import format_estimate
-from reports.layers import layer_numbers
-from reports.load import NO_CORPUS, Panel, Row
-from reports.measures import (
+from harness.contracts.record import Record
+from harness.records.store import RecordStore
+from reports.figures.drift import PANELS, curve
+from reports.figures.palette import looks
+from reports.figures.reliability import reliability
+from reports.numbers.broken import faults
+from reports.numbers.load import NO_CORPUS, Panel, Row
+from reports.numbers.measures import (
     CALIBRATION,
     Results,
     consistency_measures,
@@ -30,10 +30,10 @@ from reports.measures import (
     parameters_removed,
     weights_megabytes,
 )
-from reports.palette import looks
-from reports.published import published_table
-from reports.reliability import reliability
-from reports.statistics import Estimate, Measure
+from reports.numbers.statistics import Estimate, Measure
+from reports.tables.formats import format_estimate
+from reports.tables.layers import layer_numbers
+from reports.tables.published import published_table
 
 TEXTS = 4  # of each domain of a task
 TEXT_LENGTH = 3000  # letters that are stored of a text

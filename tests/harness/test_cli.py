@@ -10,7 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from harness import checkpoint_writer, cli, experiment, sweep
+from harness import cli
+from harness.cells import run as experiment
+from harness.cells import sweep
+from harness.checkpoints import writer as checkpoint_writer
 from tests.tiny import save_tiny
 
 TEXTS = [
@@ -215,7 +218,7 @@ MISTAKES = {
     ),
     "no weights": ([], _no_weights, ["no weights"]),
     "truncated": ([], _truncated, ["model.safetensors"]),
-    "architecture": ([], _unsupported, ["'llama' is not supported", "mixtral", "harness/families.py"]),
+    "architecture": ([], _unsupported, ["'llama' is not supported", "mixtral", "harness/families/table.py"]),
     "nan": ([], _nan, ["NaN", "layer 1"]),
     "empty corpus": ([], _empty, ["empty"]),
     "no path": (["model.path=???"], _nothing, ["model.path"]),

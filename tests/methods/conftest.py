@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 
-from harness.statistics import ExpertWeights, Routing, Statistics
+from harness.contracts.statistics import ExpertWeights, Routing, Statistics
 from tests.brute_force import brute_force_statistics, expert_output, routed_documents, weights_of
 from tests.tiny import FAMILY_NAMES, tiny_model
 

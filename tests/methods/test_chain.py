@@ -7,13 +7,13 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
+from harness.contracts.plan import CompressionPlan, LayerPlan, NewExpert, Source, compose, identity, prune, validate
+from harness.contracts.statistics import restricted
 from harness.errors import WinnowError
-from harness.statistics import restricted
 from methods.chain import Chain
 from methods.coverage import Coverage
 from methods.m_smoe import MSMoE
-from methods.plan import CompressionPlan, LayerPlan, NewExpert, Source, compose, identity, prune, validate
-from methods.pruning import ExpertPruning
+from methods.prune_experts import ExpertPruning
 from tests.methods.conftest import made_up_case, with_statistic
 from tests.methods.test_coverage import SHAPE, wide_case, widths_of
 

@@ -7,11 +7,11 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
+from harness.contracts.plan import CompressionPlan, validate
+from harness.contracts.statistics import ExpertWeights, MoeShape, Statistics
 from harness.errors import WinnowError
-from harness.statistics import ExpertWeights, MoeShape, Statistics
 from methods.coverage import Coverage
 from methods.coverage_budget import smoothed_loss
-from methods.plan import CompressionPlan, validate
 from tests.methods.conftest import model_case, with_statistic
 from tests.tiny import FAMILY_NAMES
 

@@ -7,10 +7,10 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
+from harness.contracts.plan import validate
 from harness.errors import WinnowError
 from methods.grouping import LINKAGES, agglomerate, renumber
 from methods.hc_smoe import HCSMoE
-from methods.plan import validate
 from tests.methods.conftest import Case, made_up_case, partition, relabelled, with_statistic
 
 HALF = Fraction(1, 2)

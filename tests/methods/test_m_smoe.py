@@ -8,11 +8,11 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
+from harness.contracts.plan import validate
+from harness.contracts.statistics import ExpertWeights
 from harness.errors import WinnowError
-from harness.statistics import ExpertWeights
 from methods.alignment import align_channels
 from methods.m_smoe import MSMoE, choose_dominants
-from methods.plan import validate
 from tests.methods.conftest import (
     DOCUMENT_LENGTHS,
     Case,

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-from harness.calibration import calibrate
-from harness.corpora import TokenSequence
+from harness.calibration.calibrate import calibrate
+from harness.contracts.statistics import restricted, sampled_tokens
+from harness.data.corpora import TokenSequence
 from harness.errors import WinnowError
-from harness.families import FAMILIES
-from harness.statistics import restricted, sampled_tokens
+from harness.families.table import FAMILIES
 from methods.naee import NAEE, best_subset, greedy_subset, reconstruction_loss
 from tests.methods.conftest import Case, RawLayer, made_up_case, with_statistic
 from tests.tiny import ALL_FAMILIES, save_tiny

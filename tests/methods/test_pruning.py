@@ -7,11 +7,11 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
+from harness.contracts.plan import validate
+from harness.contracts.statistics import MoeShape
 from harness.errors import WinnowError
-from harness.statistics import MoeShape
 from methods import criteria
-from methods.plan import validate
-from methods.pruning import ExpertPruning
+from methods.prune_experts import ExpertPruning
 from tests.methods.conftest import Case, RawLayer, made_up_case, relabelled, with_statistic
 
 QUARTER, HALF = Fraction(1, 4), Fraction(1, 2)

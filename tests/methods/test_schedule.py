@@ -3,15 +3,15 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
+from harness.contracts.method import Decision
+from harness.contracts.plan import CompressionPlan, prune
 from harness.errors import WinnowError
 from methods.budget import kept_experts
 from methods.chain import Chain
 from methods.coverage import Coverage
-from methods.decision import Decision
 from methods.hc_smoe import HCSMoE
 from methods.naee import NAEE
-from methods.plan import CompressionPlan, prune
-from methods.pruning import ExpertPruning
+from methods.prune_experts import ExpertPruning
 from methods.schedule import Schedule
 
 REAP = ExpertPruning("reap", "reap")

@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from reports.load import Panel, load_panels
-from reports.measures import Results, evaluate
+from reports.numbers.load import Panel, load_panels
+from reports.numbers.measures import Results, evaluate
 from tests.reports.synthetic import write_sweep
 
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
-from harness.intervals import bootstrap_mean, bootstrap_perplexity, wilson
-from harness.records import Record, Sample, Score
-from harness.store import RecordStore, cell_id
+from harness.contracts.intervals import bootstrap_mean, bootstrap_perplexity, wilson
+from harness.contracts.record import Record, Sample, Score
+from harness.records.store import RecordStore, cell_id
 
 ITEMS = {"code": 40, "math": 40, "writing": 20}
 QUESTIONS = 25  # a domain

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.store import RecordStore
+from harness.records.store import RecordStore
 from reports.cli import main
 from tests.reports.synthetic import RIGHT, make_cell, write_sweep
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
-from tasks.protocol import LogLikelihood
+from harness.contracts.task import LogLikelihood
 
 
 class ScriptedBackend:

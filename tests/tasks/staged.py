@@ -4,7 +4,7 @@ import hashlib
 import json
 from pathlib import Path
 
-from harness.data_sets import Row, packed_rows
+from harness.data.sets import Row, packed_rows
 
 
 def stage(root: Path, name: str, rows: list[Row]) -> str:

@@ -2,9 +2,9 @@ from itertools import cycle
 
 import pytest
 
+from harness.contracts.task import LogLikelihood
 from harness.errors import WinnowError
-from tasks.items import evaluation_problems, first_distinct, mean_score, require_finite, share_score
-from tasks.protocol import LogLikelihood
+from tasks.scores import evaluation_problems, first_distinct, mean_score, require_finite, share_score
 
 
 def test_items_are_the_first_that_differ() -> None:

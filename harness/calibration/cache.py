@@ -1,0 +1,184 @@
+"""Calibration results on disk: computed once, then shared by every cell and every process that needs them."""
+
+import hashlib
+import json
+import logging
+import os
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from filelock import FileLock, Timeout
+
+from harness.errors import WinnowError
+
+log = logging.getLogger(__name__)
+
+_FULL_HASH_BYTES = 2**30
+_CHUNK_BYTES = 2**20
+_CHUNKS_PER_FILE = 64
+_WEIGHTS = ("*.safetensors",)
+
+
+@dataclass(frozen=True)
+class Collected:
+    """What one pass over a corpus of ``sequences`` sequences and ``tokens`` tokens measured.
+
+    ``layers`` maps a decoder layer to its arrays by name (float64, see ``harness.contracts.statistics.STATISTICS``;
+    always with ``frequency``); ``usage`` maps source -> layer (as text, as records have it) -> routed tokens
+    of each expert.
+    """
+
+    num_experts: int
+    top_k: int
+    n_group: int
+    sequences: int
+    tokens: int
+    seconds: float
+    layers: dict[int, dict[str, np.ndarray]]
+    usage: dict[str, dict[str, list[int]]]
+
+    @property
+    def names(self) -> frozenset[str]:
+        """The statistics that every layer has."""
+        return frozenset.intersection(*(frozenset(arrays) for arrays in self.layers.values()))
+
+
+def cached_statistics(
+    cache_dir: Path,
+    key_parts: Mapping[str, Any],
+    needed: frozenset[str],
+    compute: Callable[[frozenset[str]], Collected],
+) -> Collected:
+    """The statistics ``needed``, from ``<cache_dir>/<key>/`` or else by ``compute(names)``.
+
+    The folder holds ``statistics.npz`` and ``manifest.json`` (the key's parts, tokens, usage by source,
+    names, seconds, sha256 of the arrays). Where some names are missing, the union of old and new is computed.
+    One process computes and the others wait for it. A damaged entry is computed anew, with a warning. Raises
+    WinnowError where the cache cannot be written.
+    """
+    key = hashlib.sha256(json.dumps(key_parts, sort_keys=True).encode()).hexdigest()[:16]
+    folder = Path(cache_dir) / key
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder.with_suffix(".lock"))
+        _acquire(lock, key)
+    except OSError as error:
+        raise WinnowError(f"cannot write the calibration cache in {cache_dir}: {error}") from error
+    try:
+        found = _load(folder)
+        if found is not None and needed <= found.names:
+            log.info(
+                "reusing calibration statistics %s (%d sequences, %d tokens)",
+                key,
+                found.sequences,
+                found.tokens,
+            )
+            return found
+        collected = compute(needed if found is None else needed | found.names)
+        try:
+            _save(folder, collected, key_parts)
+        except OSError as error:
+            raise WinnowError(f"cannot write the calibration cache in {folder}: {error}") from error
+        return collected
+    finally:
+        lock.release()
+
+
+def _acquire(lock: FileLock, key: str) -> None:
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        log.info("waiting for another process that computes calibration statistics %s", key)
+        lock.acquire()
+
+
+def _load(folder: Path) -> Collected | None:
+    """What the folder holds; None where it holds nothing or something damaged."""
+    manifest_path = folder / "manifest.json"
+    if not manifest_path.exists():
+        return None
+    try:
+        manifest = json.loads(manifest_path.read_text())
+        arrays_path = folder / "statistics.npz"
+        if _sha256(arrays_path) != manifest["statistics_sha256"]:
+            raise ValueError("statistics.npz is not the file that manifest.json describes")
+        layers: dict[int, dict[str, np.ndarray]] = {}
+        with np.load(arrays_path) as arrays:
+            for name in arrays.files:
+                layer, statistic = name.split("/")
+                layers.setdefault(int(layer), {})[statistic] = arrays[name]
+        return Collected(**{field: manifest[field] for field in _MANIFEST_FIELDS}, layers=layers)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        log.warning("calibration cache %s is damaged (%s): computing it anew", folder, error)
+        return None
+
+
+_MANIFEST_FIELDS = ("num_experts", "top_k", "n_group", "sequences", "tokens", "seconds", "usage")
+
+
+def _save(folder: Path, collected: Collected, key_parts: Mapping[str, Any]) -> None:
+    arrays = {f"{layer}/{name}": value for layer, named in collected.layers.items() for name, value in named.items()}
+    # The manifest comes last and names the arrays' hash, so a write that stops in between is found out.
+    packed: Any = arrays  # numpy's stubs take keyword arrays for its other options
+    _write(folder / "statistics.npz", lambda file: np.savez_compressed(file, **packed))
+    manifest = {
+        **{field: getattr(collected, field) for field in _MANIFEST_FIELDS},
+        "key": dict(key_parts),
+        "statistics": sorted(collected.names),
+        "statistics_sha256": _sha256(folder / "statistics.npz"),
+        "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+    _write(folder / "manifest.json", lambda file: file.write(json.dumps(manifest, indent=1).encode()))
+
+
+def _write(path: Path, fill: Callable[[BinaryIO], object]) -> None:
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            fill(file)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def model_fingerprint(folder: Path) -> str:
+    """``sha256:...`` over the name, size and content of config.json and of every weight file.
+
+    Where the weights are 1 GiB or more together, ``sha256-sampled:...``: of each file its size and 64 evenly
+    spaced chunks of 1 MiB, the first of which holds the header. Raises WinnowError where there are no
+    weights.
+    """
+    folder = Path(folder)
+    weights = sorted(path for pattern in _WEIGHTS for path in folder.glob(pattern))
+    if not weights or not (folder / "config.json").is_file():
+        raise WinnowError(f"no model at {folder}: it needs config.json and weights ({', '.join(_WEIGHTS)})")
+    try:
+        sampled = sum(path.stat().st_size for path in weights) >= _FULL_HASH_BYTES
+        digest = hashlib.sha256()
+        for path in [folder / "config.json", *weights]:
+            size = path.stat().st_size
+            digest.update(f"{path.name} {size}\n".encode())
+            with path.open("rb") as file:
+                starts = _chunk_starts(size) if sampled else range(0, size, _CHUNK_BYTES)
+                for start in starts:
+                    file.seek(start)
+                    digest.update(file.read(_CHUNK_BYTES))
+    except OSError as error:
+        raise WinnowError(f"cannot read the model at {folder}: {error}") from error
+    return f"{'sha256-sampled' if sampled else 'sha256'}:{digest.hexdigest()}"
+
+
+def _chunk_starts(size: int) -> list[int]:
+    last = max(size - _CHUNK_BYTES, 0)
+    return sorted({last * i // (_CHUNKS_PER_FILE - 1) for i in range(_CHUNKS_PER_FILE)})

@@ -1,0 +1,105 @@
+"""A suite of tasks on a model: which task is asked what, with one model open at a time."""
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hydra.utils import instantiate
+
+from harness.contracts.record import Sample, Score
+from harness.errors import BrokenModel
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Clock:
+    """Seconds by stage, of all its rounds."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - started, 3)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a suite gave, what the backend tells of itself, and why a task could not measure a broken model."""
+
+    scores: list[Score] = field(default_factory=list)
+    samples: list[Sample] = field(default_factory=list)
+    engine: dict[str, Any] = field(default_factory=dict)
+    broken: dict[str, str] = field(default_factory=dict)
+
+    def add(self, result: Any) -> None:
+        self.scores.extend(result.scores)
+        self.samples.extend(result.samples)
+
+    @contextmanager
+    def noting_broken(self, task: str) -> Iterator[None]:
+        """A model whose numbers are not finite is a result, not a fault of the run: the record says so."""
+        try:
+            yield
+        except BrokenModel as error:
+            log.error("the model is broken: %s", error)
+            self.broken[task] = str(error)
+
+
+def evaluate(
+    config: dict[str, Any],
+    checkpoint: Path,
+    clock: Clock,
+    baseline: Sequence[Sample] | None = None,
+    uncompressed: Path | None = None,
+) -> Evaluation:
+    """Every task of the suite on the model in ``checkpoint``; nothing is loaded for an empty suite.
+
+    ``baseline`` holds the samples of the model in ``uncompressed``; both are None where this is that model. Two models
+    are never open at once: what a task's ``observe`` saw is compared when the uncompressed model has taken over.
+    """
+    done = Evaluation()
+    if not config["suite"]["tasks"]:
+        return done
+    tasks = {name: instantiate(node, _convert_="all") for name, node in config["suite"]["tasks"].items()}
+    observed: dict[str, Any] = {}
+
+    def compare(backend: Any) -> None:
+        for name, seen in observed.items():
+            with clock.stage(f"compare_{name}"), done.noting_broken(name):
+                done.add(tasks[name].compare(seen, backend))
+
+    with clock.stage("load"):
+        backend = _open(config, checkpoint)
+    with closing(backend):
+        for name, task in tasks.items():
+            with clock.stage(f"task_{name}"), done.noting_broken(name):
+                if hasattr(task, "observe"):
+                    observed[name] = task.observe(backend, done.samples, baseline)
+                elif hasattr(task, "run_against"):
+                    done.add(task.run_against(backend, done.samples, baseline))
+                elif hasattr(task, "run_on"):
+                    done.add(task.run_on(done.samples))
+                else:
+                    done.add(task.run(backend))
+        if uncompressed is None:
+            compare(backend)
+        clock.seconds |= {what: round(seconds, 3) for what, seconds in backend.seconds.items()}
+        done.engine.update(backend.facts)
+    if uncompressed is not None and observed:
+        with clock.stage("load_baseline"):
+            backend = _open(config, uncompressed)
+        with closing(backend):
+            compare(backend)
+    return done
+
+
+def _open(config: dict[str, Any], checkpoint: Path) -> Any:
+    model = config["model"]
+    return instantiate(config["backend"]["open"], folder=str(checkpoint), dtype=model["dtype"], device=model["device"])

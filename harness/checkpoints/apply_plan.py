@@ -1,0 +1,316 @@
+"""Apply a CompressionPlan to a checkpoint folder, shard by shard, without ever holding the model."""
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+from harness.checkpoints.reader import (
+    SECTION,
+    CheckpointReader,
+    LayerLayout,
+    check_checkpoint,
+    checkpoint_sizes,
+    expert_part,
+    layer_layouts,
+    router_biases,
+    widened,
+)
+from harness.checkpoints.writer import Output, copy_companions, write_shards, written_atomically
+from harness.errors import WinnowError
+from harness.families.table import Family, family_of, read_config
+from harness.families.tensors import ExpertTensor
+
+if TYPE_CHECKING:
+    from harness.contracts.plan import CompressionPlan, LayerPlan, NewExpert
+
+_SUM_DTYPE = {
+    torch.float64: torch.float64,
+    torch.float32: torch.float64,
+    torch.bfloat16: torch.float32,
+    torch.float16: torch.float32,
+}
+
+
+@dataclass(frozen=True)
+class _StoredLayer:
+    """One layer as it will be written: ``rows`` are old router rows, ``experts`` in their stored order.
+
+    The tensors of stored expert i go to the shard that holds the old expert ``homes[i]``.
+    """
+
+    rows: tuple[int, ...]
+    experts: tuple["NewExpert", ...]
+    homes: tuple[int, ...]
+    layout: LayerLayout
+
+
+@dataclass(frozen=True)
+class _RouterNeeds:
+    """A router selects ``top_k`` rows a token among ``groups`` of equal size, and cannot run with less than
+    ``fewest`` in all."""
+
+    top_k: int
+    groups: int
+    fewest: int
+
+
+def apply_plan(
+    source: Path,
+    plan: "CompressionPlan",
+    target: Path,
+    layout: Literal["compact", "expanded"] = "compact",
+    progress: bool = True,
+    lower_top_k: bool = False,
+) -> dict[str, Any]:
+    """Write ``source`` compressed by ``plan`` to the folder ``target``.
+
+    Plain where every layer is pruned to the same number of experts and all experts to the same width (and where
+    the plan is the identity); otherwise compact, or with ``layout="expanded"`` plain again by writing a copy of a
+    merged expert for each of its router rows and padding all experts with zeros to the widest. Where the checkpoint
+    stacks the experts of a layer in one tensor, they are padded to the widest of the layer in any layout. A source
+    alone with weight 1 is copied bit by bit; sums are computed in float32 (float64 where the tensors are stored in
+    float32) and rounded once to the stored dtype.
+
+    With ``lower_top_k`` a layer may keep fewer router rows than the model chooses a token, which then chooses as many
+    as every layer has; otherwise such a plan is refused.
+
+    Holds what is new in one shard and one matrix in the making; what is only copied stays on disk. ``target``
+    appears when it is complete; an existing checkpoint there is replaced. A folder that a killed process left
+    beside it is removed.
+
+    Returns ``checkpoint_sizes`` of the target, those of the source with ``_before`` appended, and ``layout``:
+    "plain" or "compact". Raises WinnowError where plan and checkpoint do not fit, or the target cannot be
+    written.
+    """
+    source, target = Path(source), Path(target)
+    if layout not in ("compact", "expanded"):
+        raise WinnowError(f"unknown layout '{layout}': choose compact or expanded")
+    config = read_config(source)
+    family = family_of(config)
+    if SECTION in config:
+        raise WinnowError(f"{source} is already compressed (compact): apply the plan to the original model")
+    if "quantization_config" in config:
+        raise WinnowError(f"{source} is quantised: apply the plan to the unquantised model")
+    if target.resolve() == source.resolve():
+        raise WinnowError(f"the compressed model cannot replace its source {source}: choose another folder")
+    check_checkpoint(source, family, config)
+    reader = CheckpointReader(source)
+    old = layer_layouts(config, family)
+    needs = _router_needs(family, family.with_top_k(config, 1) if lower_top_k else config)
+    layers = _stored_layers(plan, old, needs, family.stacks_experts, layout == "expanded")
+    rows = min(stored.layout.rows for stored in layers.values())
+    chosen = config if rows >= family.top_k(config) else family.with_top_k(config, rows)
+    new_config = _new_config(chosen, family, layers, layout == "expanded")
+    shards = _outputs_by_shard(reader, family, old, layers)
+    with written_atomically(target) as folder:
+        (folder / "config.json").write_text(json.dumps(new_config, indent=2) + "\n")
+        (folder / "plan.json").write_text(json.dumps(plan.to_json()) + "\n")
+        copy_companions(source, folder)
+        write_shards(folder, shards, progress)
+        sizes = checkpoint_sizes(folder)
+    before = {f"{key}_before": value for key, value in checkpoint_sizes(source).items()}
+    return {"layout": "compact" if SECTION in new_config else "plain", **sizes, **before}
+
+
+def _router_needs(family: Family, config: Mapping[str, Any]) -> _RouterNeeds:
+    return _RouterNeeds(family.top_k(config), family.router_groups(config), family.fewest_rows(config))
+
+
+def _stored_layers(
+    plan: "CompressionPlan", old: Mapping[int, LayerLayout], needs: _RouterNeeds, stacked: bool, expanded: bool
+) -> dict[int, _StoredLayer]:
+    named = sorted(layer.layer for layer in plan.layers)
+    if named != sorted(old):
+        raise WinnowError(f"the plan is for layers {named}, but the MoE layers of the model are {sorted(old)}")
+    by_index = sorted(plan.layers, key=lambda layer: layer.layer)
+    layers = {layer.layer: _stored_layer(layer, old[layer.layer], needs, expanded) for layer in by_index}
+    if not expanded and not stacked:
+        return layers
+    widest = max(stored.layout.width for stored in layers.values())  # a plain checkpoint has one width
+    return {
+        layer: replace(stored, layout=stored.layout.padded_to(widest if expanded else stored.layout.width))
+        for layer, stored in layers.items()
+    }
+
+
+def _stored_layer(plan: "LayerPlan", old: LayerLayout, needs: _RouterNeeds, expanded: bool) -> _StoredLayer:
+    where = f"plan, layer {plan.layer}"
+    if len(plan.route) != old.rows:
+        raise WinnowError(f"{where}: it routes {len(plan.route)} experts, but the model has {old.rows}")
+    kept = [(row, new) for row, new in enumerate(plan.route) if new is not None]
+    if {new for _, new in kept} != set(range(len(plan.experts))):
+        raise WinnowError(f"{where}: the route must lead to every new expert and to no other")
+    for index, expert in enumerate(plan.experts):
+        _check_expert(expert, f"{where}, new expert {index}", old)
+    if plan.is_pruning:  # an ordinary layer, once its rows stand in the order of its experts
+        kept.sort(key=lambda pair: pair[1])
+    rows, route = tuple(row for row, _ in kept), tuple(new for _, new in kept)
+    _check_rows(rows, where, old, needs)
+    experts, homes = plan.experts, tuple(expert.sources[0].expert for expert in plan.experts)
+    if expanded:
+        experts, homes, route = tuple(experts[new] for new in route), rows, tuple(range(len(rows)))
+    widths = tuple(old.width if e.channels is None else len(e.channels) for e in experts)
+    return _StoredLayer(rows, experts, homes, LayerLayout(widths, route))
+
+
+def _check_rows(rows: tuple[int, ...], where: str, old: LayerLayout, needs: _RouterNeeds) -> None:
+    """Enough rows for the router, and as many in each of its groups, which stay together."""
+    left = f"{where}: {len(rows)} router rows are left, but the model selects {needs.top_k} a token"
+    if len(rows) < needs.top_k:
+        raise WinnowError(left)
+    if len(rows) < needs.fewest:
+        raise WinnowError(f"{left} in {needs.groups} router groups: it needs {needs.fewest}")
+    share = old.rows // needs.groups
+    group_of = [row // share for row in rows]
+    size = len(rows) // needs.groups
+    blocks = [set(group_of[start : start + size]) for start in range(0, len(rows), size)]
+    if len(blocks) != needs.groups or any(len(block) > 1 for block in blocks) or len(set(group_of)) < needs.groups:
+        counts = ", ".join(str(group_of.count(group)) for group in range(needs.groups))
+        raise WinnowError(
+            f"{where}: the {needs.groups} router groups must keep the same number of rows, side by side, not {counts}"
+        )
+
+
+def _check_expert(expert: "NewExpert", where: str, old: LayerLayout) -> None:
+    if not expert.sources:
+        raise WinnowError(f"{where} has no source")
+    for source in expert.sources:
+        if not 0 <= source.expert < old.experts:
+            raise WinnowError(f"{where}: old expert {source.expert} does not exist among {old.experts}")
+        if not math.isfinite(source.weight):
+            raise WinnowError(f"{where}: the weight of old expert {source.expert} is {source.weight}")
+        if source.permutation is not None and sorted(source.permutation) != list(range(old.width)):
+            raise WinnowError(f"{where}: old expert {source.expert} has no permutation of {old.width} channels")
+    channels = expert.channels
+    if channels is not None and (not channels or len(set(channels)) < len(channels)):
+        raise WinnowError(f"{where}: no channel is kept, or one is kept twice")
+    if channels is not None and not 0 <= min(channels) <= max(channels) < old.width:
+        raise WinnowError(f"{where}: it keeps a channel outside 0 to {old.width - 1}")
+
+
+def _new_config(
+    config: Mapping[str, Any], family: Family, layers: Mapping[int, _StoredLayer], expanded: bool
+) -> dict[str, Any]:
+    layouts = {layer: stored.layout for layer, stored in layers.items()}
+    counts = sorted({layout.experts for layout in layouts.values()})
+    widths = {width for layout in layouts.values() for width in layout.widths}
+    if len(counts) == len(widths) == 1 and all(layout.is_direct for layout in layouts.values()):
+        width = widths.pop()
+        plain = family.with_width(family.with_num_experts(config, counts[0]), width)
+        if plain is not None:
+            return plain
+        if expanded:
+            raise WinnowError(
+                f"layout=expanded cannot say that routed experts have {width} channels, because the width of the "
+                f"shared expert hangs on {family.width_key}: use layout=compact"
+            )
+    if expanded:
+        raise WinnowError(
+            "layout=expanded needs the same number of router rows in every layer, but this plan leaves "
+            f"{' or '.join(map(str, counts))}: use layout=compact"
+        )
+    section = {
+        str(layer): {
+            "experts": layout.experts,
+            "width": list(layout.widths) if layout.is_ragged else layout.width,
+            "route": list(layout.route),
+        }
+        for layer, layout in layouts.items()
+    }
+    return {**config, SECTION: {"version": 1, "layers": section}}
+
+
+def _outputs_by_shard(
+    reader: CheckpointReader,
+    family: Family,
+    old: Mapping[int, LayerLayout],
+    layers: Mapping[int, _StoredLayer],
+) -> list[list[Output]]:
+    """What every output shard will hold: a tensor stays in the shard that it, or its home expert, was in."""
+    shards: dict[Path, list[Output]] = {path: [] for path in reader.files}
+    replaced: set[str] = set()
+
+    def selection(name: str, axis: int, rows: tuple[int, ...]) -> Callable[[], torch.Tensor]:
+        return lambda: reader.tensor(name).index_select(axis, torch.tensor(rows))
+
+    def new_part(layer: int, tensor: ExpertTensor, expert: "NewExpert", width: int) -> Callable[[], torch.Tensor]:
+        def make() -> torch.Tensor:
+            old_width = old[layer].width
+            part = _part(expert, lambda e: expert_part(reader, tensor, layer, e), tensor, old_width)
+            return widened(part, tensor, old_width if expert.channels is None else len(expert.channels), width)
+
+        return make
+
+    def same(name: str) -> Callable[[], torch.Tensor]:
+        return lambda: reader.tensor(name)
+
+    def add(output: Output, home: str) -> None:
+        shards[reader.file_of(home)].append(output)
+
+    for layer, stored in layers.items():
+        matrices = [(template.format(layer=layer), 0) for template in family.router_tensors]
+        for name, axis in [*matrices, *((name, -1) for name in router_biases(reader, family, layer))]:
+            replaced.add(name)
+            add(Output(name, name, selection(name, axis, stored.rows)), name)
+        for place, tensor in enumerate(family.expert_tensors):
+            old_names = tensor.names(layer, old[layer].experts)
+            replaced.update(old_names)
+            sized = list(zip(stored.experts, stored.layout.widths, strict=True))
+            parts = [new_part(layer, tensor, expert, width) for expert, width in sized]
+            if tensor.is_stacked:
+                add(Output(old_names[0], old_names[0], _stacked(parts)), old_names[0])
+                continue
+            names = tensor.names(layer, len(parts))
+            for name, (expert, _), home, part in zip(names, sized, stored.homes, parts, strict=True):
+                add(Output(name, (layer, place, expert), part), old_names[home])
+    for name in reader.names():
+        if name not in replaced:
+            shards[reader.file_of(name)].append(Output(name, name, same(name)))
+    return [outputs for outputs in shards.values() if outputs]
+
+
+def _stacked(parts: list[Callable[[], torch.Tensor]]) -> Callable[[], torch.Tensor]:
+    """The parts of all experts along a new first dimension, of which one at a time is made."""
+
+    def make() -> torch.Tensor:
+        first = parts[0]()
+        whole = first.new_empty((len(parts), *first.shape))
+        whole[0] = first
+        for index, part in enumerate(parts[1:], start=1):
+            whole[index] = part()
+        return whole
+
+    return make
+
+
+def _part(
+    expert: "NewExpert", read: Callable[[int], torch.Tensor], tensor: ExpertTensor, old_width: int
+) -> torch.Tensor:
+    """What ``tensor`` holds of a new expert, from what it holds of its sources, which have ``old_width`` channels."""
+    axis = tensor.channel_axis
+
+    def arranged(expert_index: int, permutation: tuple[int, ...] | None) -> torch.Tensor:
+        order = permutation
+        if expert.channels is not None:  # select before summing: the same numbers for less memory
+            order = tuple(c if permutation is None else permutation[c] for c in expert.channels)
+        part = read(expert_index)
+        if order is None or axis is None:
+            return part
+        return part.index_select(axis, torch.tensor(tensor.places(order, old_width)))
+
+    first = expert.sources[0]
+    if len(expert.sources) == 1 and first.weight == 1.0:
+        return arranged(first.expert, first.permutation)
+    part = arranged(first.expert, first.permutation)
+    stored_dtype = part.dtype
+    if stored_dtype not in _SUM_DTYPE:
+        raise WinnowError(f"experts stored as {stored_dtype} cannot be summed: use an unquantised checkpoint")
+    total = torch.zeros(part.shape, dtype=_SUM_DTYPE[stored_dtype])
+    for source in expert.sources:
+        total.add_(arranged(source.expert, source.permutation).to(total.dtype), alpha=source.weight)
+    return total.to(stored_dtype)

@@ -1,0 +1,85 @@
+"""Records: one JSON file a cell, its samples in a parquet file beside it. Knows neither torch nor any task."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+RECORD_VERSION = 1
+# What a cell may do besides its method, each told by a word in its description: "iterative-4", "int4-sym".
+STAGES = ("schedule", "skip", "quantize")
+
+
+@dataclass(frozen=True)
+class Score:
+    """One number a person will read, with the interval that goes with it.
+
+    ``low`` and ``high`` are the ends of the 95 % interval, ``n`` the number of samples behind the value.
+    ``domain`` is empty for a score over all domains of its task.
+    """
+
+    task: str
+    metric: str
+    value: float
+    n: int
+    low: float
+    high: float
+    domain: str = ""
+    higher_is_better: bool = True
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The outcome of one item: the same ``item`` names the same question in every cell, so cells can be paired.
+
+    ``score`` is what is averaged (1.0 for right, 0.0 for wrong, or a share); for perplexity it is the negative
+    log-likelihood in nats and ``weight`` the number of tokens. ``output`` is what the model wrote after ``prompt``, as
+    the backend was given it; both are empty where nothing was written.
+    """
+
+    task: str
+    item: str
+    score: float
+    weight: float = 1.0
+    domain: str = ""
+    output: str = ""
+    detail: dict[str, Any] = field(default_factory=dict)
+    prompt: str = ""
+
+
+@dataclass(frozen=True)
+class Record:
+    """Everything that is known of a finished cell.
+
+    ``cell`` holds id, model, method, ratio, calibration, seed, suite and backend; ``sizes`` bytes and parameters;
+    ``timings`` seconds by stage; ``engine`` what the backend tells of itself, such as its version;
+    ``expert_usage`` routed-token counts: source -> layer -> one count per expert; ``broken`` task -> why it could not
+    score the model, where the model's numbers are not finite; ``contamination`` task -> how many of its items the
+    calibration corpus holds (see ``harness/data/contamination.py``).
+    """
+
+    cell: dict[str, Any]
+    config: dict[str, Any]
+    versions: dict[str, str]
+    fingerprints: dict[str, str]
+    scores: list[Score]
+    sizes: dict[str, Any]
+    timings: dict[str, float]
+    plan: dict[str, Any] = field(default_factory=dict)
+    expert_usage: dict[str, dict[str, list[int]]] = field(default_factory=dict)
+    engine: dict[str, Any] = field(default_factory=dict)
+    broken: dict[str, str] = field(default_factory=dict)
+    contamination: dict[str, dict[str, int]] = field(default_factory=dict)
+    version: int = RECORD_VERSION
+
+    def stages(self) -> list[str]:
+        """What was done besides the method, in words."""
+        return [str(self.cell[stage]) for stage in STAGES if self.cell.get(stage)]
+
+    def is_uncompressed(self) -> bool:
+        return self.cell["method"] == "none" and not self.stages()
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @staticmethod
+    def from_json(data: dict[str, Any]) -> "Record":
+        return Record(**{**data, "scores": [Score(**s) for s in data["scores"]]})

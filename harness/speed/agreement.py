@@ -1,0 +1,87 @@
+"""vLLM against transformers on the reference MoE and compressed versions: ``python -m harness.speed.agreement``.
+
+Float32, greedy, prompts of code, math and writing. Two texts agree where they are the same up to the first place at
+which the two likeliest tokens are within ``TIE`` nats of each other. Exits with status 1 where a bar is missed.
+"""
+
+import argparse
+import sys
+import tempfile
+from itertools import chain
+from pathlib import Path
+
+from hydra.utils import get_method
+
+from harness.backends.hf import HFBackend
+from harness.backends.hf import open_checkpoint as open_hf
+from harness.backends.tokens import encode
+from harness.backends.vllm import open_checkpoint as open_vllm
+from harness.speed.calibration import report
+from harness.speed.variants import METHODS, checkpoints
+
+TIE = 1e-3  # nats between the two likeliest tokens
+MAX_DIFFERENCE = 1e-3  # nats of log-likelihood
+MIN_IDENTICAL = 0.95
+MAX_EXPERT_BYTES = 0.55  # of the baseline's, merged to half
+
+
+def first_difference(a: list[int], b: list[int]) -> int | None:
+    """The first place at which two texts part, None where they do not."""
+    if a == b:
+        return None
+    return next((i for i, pair in enumerate(zip(a, b, strict=False)) if pair[0] != pair[1]), min(len(a), len(b)))
+
+
+def is_tie(backend: HFBackend, prompt: str, text: str, place: int) -> bool:
+    """Whether the two likeliest tokens at or before ``place`` of ``text`` after ``prompt`` are as good as equal."""
+    start = len(encode(backend.tokenizer, [prompt])[0]) - 1
+    best = backend.token_logprobs([prompt + text], top=2)[0].top_logprobs[start : start + place + 1]
+    return bool(((best[:, 0] - best[:, 1]) < TIE).any())
+
+
+def prompts(count: int) -> list[str]:
+    """``count`` evaluation prompts, of code, math and writing in turn."""
+    each = -(-count // 3)
+    problems = get_method("tasks.scores.evaluation_problems")
+    drawn = [[problem.prompt for problem in problems(domain, each, 0)] for domain in ("code", "math", "writing")]
+    return list(chain.from_iterable(zip(*drawn, strict=True)))[:count]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="The same tokens and log-likelihoods from vLLM and transformers.")
+    parser.add_argument("--prompts", type=int, default=64)
+    parser.add_argument("--tokens", type=int, default=64)
+    options = parser.parse_args()
+    asked, passed, expert_bytes = prompts(options.prompts), [], {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, checkpoint in checkpoints(Path(folder)).items():
+            hf = open_hf(str(checkpoint), "float32", "cpu", 128, None)
+            vllm = open_vllm(str(checkpoint), "float32", "cpu")
+            ours, theirs = hf.generate(asked, options.tokens), vllm.generate(asked, options.tokens)
+            pairs = list(zip(encode(hf.tokenizer, ours), encode(hf.tokenizer, theirs), strict=True))
+            parted = [(i, first_difference(a, b)) for i, (a, b) in enumerate(pairs)]
+            unexplained = [
+                i for i, place in parted if place is not None and not is_tie(hf, asked[i], ours[i] or theirs[i], place)
+            ]
+            identical = sum(place is None for _, place in parted) / len(asked)
+            scored = list(zip(asked, [text or " " for text in ours], strict=True))
+            both = zip(hf.loglikelihood(scored), vllm.loglikelihood(scored), strict=True)
+            difference = max(abs(a.logprob - b.logprob) for a, b in both)
+            expert_bytes[name] = vllm.facts["expert_bytes"]
+            vllm.close()
+            print(f"{name}: {identical:.1%} identical, {len(unexplained)} part where nothing was as good as equal")
+            passed += [
+                report("texts that part without a tie", len(unexplained), 0, "texts"),
+                report("texts that differ", 1 - identical, 1 - MIN_IDENTICAL, "of all"),
+                report("log-likelihood of a text, largest difference", difference, MAX_DIFFERENCE, "nats"),
+            ]
+    for name in METHODS:
+        share = expert_bytes[name] / expert_bytes["baseline"]
+        print(f"{name}: experts of {expert_bytes[name]:,} bytes in the engine, {share:.2f} of the baseline's")
+    merged = expert_bytes["50 % merged"] / expert_bytes["baseline"]
+    passed.append(report("experts of the 50 % merged model in the engine", merged, MAX_EXPERT_BYTES, "of the baseline"))
+    return 0 if all(passed) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

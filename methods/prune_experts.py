@@ -1,0 +1,114 @@
+"""Expert pruning: rank experts by a saliency criterion and drop the lowest, with their router rows."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+
+from harness.contracts.method import Decision, check_option, finite, statistic, warn_of_never_routed
+from harness.contracts.plan import CompressionPlan, prune
+from harness.contracts.statistics import MoeShape, Statistics
+from harness.errors import WinnowError
+from methods import criteria
+from methods.budget import check_any_number, kept_experts, parse_ratio
+
+SCOPES = ("layer", "global")
+
+
+@dataclass(frozen=True)
+class ExpertPruning:
+    """Keeps the experts of highest saliency; the survivors' weights and router rows stay as they are.
+
+    All layers are scored on the intact model. ``scope``:
+    - ``layer``: E - floor(E * ratio) experts stay in every layer (the same number in each router group where
+      the router is group-limited).
+    - ``global``: the experts of all layers are ranked together and as many go in total, but at least top-k
+      stay in each layer. Raw saliencies are compared across layers, so a layer whose outputs are larger keeps
+      more experts.
+    Of equal saliencies the lower layer, then the lower expert index, is kept.
+
+    Raises WinnowError for an unknown option, a ratio that does not fit, statistics that are missing or not
+    finite, and for ``global`` with a group-limited router.
+    """
+
+    name: str
+    criterion: str
+    scope: str = "layer"
+
+    def __post_init__(self) -> None:
+        check_option(self.name, "criterion", self.criterion, criteria.CRITERIA)
+        check_option(self.name, "scope", self.scope, SCOPES)
+
+    @property
+    def requires(self) -> frozenset[str]:
+        """What the criterion reads, and the frequency, by which never-routed experts are told."""
+        if self.criterion not in criteria.FROM_STATISTICS:
+            return frozenset()
+        return frozenset(criteria.FROM_STATISTICS[self.criterion].requires) | {"frequency"}
+
+    @property
+    def uses_seed(self) -> bool:
+        return self.criterion == "random"
+
+    def check(
+        self, num_experts: int, top_k: int, n_group: int, ratio: str | float | Fraction, shape: MoeShape | None = None
+    ) -> Fraction:
+        kept_experts(num_experts, top_k, ratio, n_group, 0 if shape is None else shape.fewest_rows)
+        if self.scope == "global":
+            check_any_number("scope=global", "scope=layer", top_k, n_group, shape)
+        return parse_ratio(ratio)
+
+    def decide(self, statistics: Statistics, ratio: Fraction, seed: int) -> Decision:
+        num_experts, top_k, n_group = statistics.num_experts, statistics.top_k, statistics.n_group
+        self.check(num_experts, top_k, n_group, ratio)
+        count = kept_experts(num_experts, top_k, ratio, n_group)
+        saliency = {layer: self._saliency(statistics, layer, seed) for layer in sorted(statistics.layers)}
+        if self.requires:
+            warn_of_never_routed(statistics, "saliencies over routed tokens are 0 for them, so they go first")
+        if self.scope == "global":
+            kept = keep_globally(saliency, count * len(saliency), top_k)
+        else:
+            kept = {layer: keep_in_layer(values, count, n_group) for layer, values in saliency.items()}
+        return Decision(
+            CompressionPlan(tuple(prune(layer, num_experts, kept[layer]) for layer in saliency)),
+            saliency=saliency,
+        )
+
+    def _saliency(self, statistics: Statistics, layer: int, seed: int) -> np.ndarray:
+        num_experts = statistics.num_experts
+        if self.criterion == "random":
+            if seed < 0:
+                raise WinnowError(f"seed {seed} is negative: random pruning needs a seed of at least 0")
+            values = criteria.random(num_experts, layer, seed)
+        elif self.criterion == "weight_norm":
+            values = criteria.weight_norm(statistics.expert_weights(layer, j) for j in range(num_experts))
+        else:
+            criterion = criteria.FROM_STATISTICS[self.criterion]
+            values = criterion.function(*(statistic(statistics, layer, name) for name in criterion.requires))
+        return finite(values, f"saliency '{self.criterion}'", layer, num_experts)
+
+
+def keep_in_layer(saliency: np.ndarray, count: int, n_group: int = 1) -> list[int]:
+    """Indices of the ``count`` highest saliencies (E,), equally many in each of ``n_group`` equal blocks."""
+    size = len(saliency) // n_group
+    kept: list[int] = []
+    for start in range(0, len(saliency), size):
+        # A stable sort of the negated values puts the lower index first among equals.
+        best = np.argsort(-saliency[start : start + size], kind="stable")[: count // n_group]
+        kept += [start + int(j) for j in best]
+    return sorted(kept)
+
+
+def keep_globally(saliency: Mapping[int, np.ndarray], total: int, at_least: int) -> dict[int, list[int]]:
+    """Layer -> kept indices: the best ``at_least`` of every layer, then the best of all up to ``total``."""
+    kept = {layer: keep_in_layer(values, at_least) for layer, values in saliency.items()}
+    others = sorted(
+        (-float(value), layer, expert)
+        for layer, values in saliency.items()
+        for expert, value in enumerate(values)
+        if expert not in kept[layer]
+    )
+    for _, layer, expert in others[: total - at_least * len(saliency)]:
+        kept[layer].append(expert)
+    return {layer: sorted(experts) for layer, experts in kept.items()}

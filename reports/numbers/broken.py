@@ -1,0 +1,25 @@
+"""Which cells are broken: they are shown as such, and no number of theirs is tested."""
+
+import math
+from pathlib import Path
+
+from harness.contracts.record import Record
+
+
+def faults(record: Record, task: str = "") -> list[str]:
+    """Why the record, or a task of it, cannot be taken for a result: tasks that could not score the model, and scores
+    that are not finite. Empty for a sound one.
+    """
+    told = [f"{name}: {why}" for name, why in record.broken.items() if task in ("", name)]
+    odd = [
+        f"{score.task} {score.metric} {score.domain}".rstrip() + f" is {score.value:g}"
+        for score in record.scores
+        if not math.isfinite(score.value) and task in ("", score.task)
+    ]
+    return told + odd
+
+
+def failed_cells(folder: Path) -> list[str]:
+    """One line a cell of the last sweep in the folder that ended without a record (``harness.cells.sweep`` leaves
+    them)."""
+    return [path.read_text(encoding="utf-8").strip() for path in sorted((folder / "failures").glob("*.txt"))]

@@ -1,0 +1,268 @@
+"""Comparisons of cells, paired over their items: one number with its standard error, interval and p-values.
+
+The rules, which every table repeats in words:
+
+- A contrast is a sum of weighted measures of cells; the difference of two cells has the weights 1 and -1. Perplexities
+  enter by their logarithm, so that a difference is a ratio.
+- It is taken item by item over the items that all its cells answered, within each task (and domain, where the task
+  averages over its domains), each task or domain by itself: effects add up, squared errors add up. For perplexity an
+  item counts by its tokens (the linearised error of a ratio of sums).
+- Scores between 0 and 1 get two made-up items each, one at either extreme of the contrast: for yes-or-no scores that
+  is Bonett and Price's interval (Journal of Educational and Behavioral Statistics 37, 2012), and no error is 0 because
+  all items happened to agree. One yes-or-no score of two single cells is tested by McNemar's exact test, everything
+  else by Student's t with Satterthwaite's degrees of freedom.
+- Several seeds of a cell: an item's score is its mean over seeds, and the squared standard error of the seeds' mean,
+  with seeds - 1 degrees of freedom, is added to that of the items. A cell with a single seed adds nothing: its chance
+  part is unknown, and the number of seeds is shown.
+- A score that is given for each layer (or other domain) is averaged over them: they are all that the model has. Its
+  items are the samples behind it where they are known (``reports.numbers.layer_samples``), else the layers themselves.
+- Drift at a position and calibration error are taken over texts and questions (``reports.numbers.detail_samples``).
+- Where samples are missing or do not give the recorded score, the squared errors that the recorded intervals imply
+  are added up instead, as for independent samples (``paired`` is then False).
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from harness.contracts.record import Record
+from reports.numbers.detail_samples import samples_of_score
+from reports.numbers.layer_samples import samples_of_each
+from reports.numbers.load import Row
+from reports.numbers.paired import Comparison, interval, mcnemar, satterthwaite
+from reports.numbers.statistics import Items, Measure, Part, find_score, strata_of
+
+SAMPLE_SCORE = ""  # as a part's metric: the mean of the samples' own scores, whatever scores the record has
+EACH = "*"  # as a part's domain: the mean over all of them, as of a score that is given for each layer
+_NORMAL = 1.959963984540054
+
+
+@dataclass(frozen=True)
+class Term:
+    weight: float
+    measure: Measure
+    row: Row
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """A part of one record, perplexities by their logarithm: its value and error, and its items where they carry it."""
+
+    value: float
+    error: float
+    n: int
+    items: Items | None
+    by_domain: bool = False
+    signature: int = 0
+
+
+class Comparer:
+    """Compares rows; remembers the parts that it has looked up, by record."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[str, str, Part], _Scored | None] = {}
+
+    def difference(self, measure: Measure, first: Row, second: Row) -> Comparison | None:
+        return self.compare([Term(1.0, measure, first), Term(-1.0, measure, second)])
+
+    def value(self, measure: Measure, row: Row) -> float | None:
+        """The measure, mean over seeds (perplexity: by its logarithm, and given as such); None where it is missing."""
+        values = self._seed_values([Term(1.0, measure, row)])
+        return None if values is None else float(np.mean(next(iter(values.values()))))
+
+    def compare(self, terms: Sequence[Term]) -> Comparison | None:
+        """The sum of the weighted measures; None where a score is missing or not finite."""
+        of_rows = self._seed_values(terms)
+        if of_rows is None:
+            return None
+        seed_variances = [float(np.var(v, ddof=1)) / len(v) for v in of_rows.values() if len(v) > 1]
+        seed_dfs: list[float] = [len(v) - 1 for v in of_rows.values() if len(v) > 1]
+        items = self._over_items(terms)
+        paired = items is not None
+        effect, centre, variances, dfs, n = items or self._from_intervals(terms, of_rows)
+        error = math.sqrt(sum(variances) + sum(seed_variances))
+        df = satterthwaite([*variances, *seed_variances], [*dfs, *seed_dfs])
+        low, high = interval(effect, error, df, centre, _bounds(terms))
+        seeds = tuple(len(values) for values in of_rows.values())
+        exact = self._exact(terms) if paired else None
+        return Comparison(effect, low, high, error, df, n, seeds, math.sqrt(sum(seed_variances)), paired, exact)
+
+    def _seed_values(self, terms: Sequence[Term]) -> dict[int, np.ndarray] | None:
+        """Of every row, in the order of the terms: what it adds to the contrast, seed by seed."""
+        of_rows: dict[int, np.ndarray] = {}
+        for term in terms:
+            for part in term.measure.parts:
+                found = self._seeds(term, part)
+                if found is None or not all(math.isfinite(one.value) for one in found):
+                    return None
+                added = term.weight / len(term.measure.parts) * np.array([one.value for one in found])
+                of_rows[id(term.row)] = of_rows.get(id(term.row), 0.0) + added
+        return of_rows
+
+    def _seeds(self, term: Term, part: Part) -> list[_Scored] | None:
+        found = []
+        for record, items in zip(term.row.records, term.row.items, strict=True):
+            key = (record.cell["id"], term.measure.kind, part)
+            if key not in self._known:
+                self._known[key] = _score(term.measure.kind, part, record, items)
+            one = self._known[key]
+            if one is None:
+                return None
+            found.append(one)
+        return found
+
+    def _from_intervals(
+        self, terms: Sequence[Term], of_rows: dict[int, np.ndarray]
+    ) -> tuple[float, float, list[float], list[float], int]:
+        variances, counts = [], []
+        for term in terms:
+            for part in term.measure.parts:
+                found = self._seeds(term, part) or []
+                weight = term.weight / len(term.measure.parts)
+                variances.append(float(np.mean([(weight * one.error) ** 2 for one in found])))
+                counts.append(min(one.n for one in found))
+        effect = float(sum(values.mean() for values in of_rows.values()))
+        return effect, effect, variances, [math.inf] * len(variances), min(counts)
+
+    def _over_items(self, terms: Sequence[Term]) -> tuple[float, float, list[float], list[float], int] | None:
+        """Effect, the centre of its interval, squared errors with degrees of freedom, items; None if not pairable."""
+        effect = centre = 0.0
+        n, variances, dfs = 0, [], []
+        for part in dict.fromkeys(part for term in terms for part in term.measure.parts):
+            members = [term for term in terms if part in term.measure.parts]
+            kind = members[0].measure.kind
+            aligned = _align([self._seeds(term, part) or [] for term in members])
+            if aligned is None:
+                return None
+            scores, weight, strata = aligned
+            factors = [term.weight / len(term.measure.parts) for term in members]
+            total = np.sum([factor * each for factor, each in zip(factors, scores, strict=True)], axis=0)
+            extremes = [sum(f for f in factors if f > 0), sum(f for f in factors if f < 0)]
+            for mask in strata:
+                own = _stratum(kind, total[mask], weight[mask], extremes)
+                if own is None:
+                    return None
+                share = 1 / len(strata)
+                effect, centre = effect + share * own[0], centre + share * own[1]
+                variances.append(share**2 * own[2])
+                dfs.append(float(mask.sum() - 1))
+                n += int(mask.sum())
+        return effect, centre, variances, dfs, n
+
+    def _exact(self, terms: Sequence[Term]) -> tuple[float, float] | None:
+        """McNemar's test, where the contrast is the difference of two single cells in one yes-or-no score."""
+        if [term.weight for term in terms] != [1.0, -1.0] or terms[0].measure != terms[1].measure:
+            return None
+        parts = terms[0].measure.parts
+        if len(parts) > 1 or any(len(term.row.records) > 1 for term in terms):
+            return None
+        aligned = _align([self._seeds(term, parts[0]) or [] for term in terms])
+        if aligned is None or len(aligned[2]) > 1:
+            return None
+        first, second = aligned[0]
+        if not np.isin(np.concatenate([first, second]), (0.0, 1.0)).all():
+            return None
+        return mcnemar(int(np.sum(first > second)), int(np.sum(first < second)))
+
+
+def _bounds(terms: Sequence[Term]) -> tuple[float, float] | None:
+    """The least and the greatest that a contrast of shares can be."""
+    if any(term.measure.kind != "share" for term in terms):
+        return None
+    weights = [term.weight for term in terms]
+    return sum(w for w in weights if w < 0), sum(w for w in weights if w > 0)
+
+
+def _score(kind: str, part: Part, record: Record, items: Items | None) -> _Scored | None:
+    to: Callable[[float], float] = math.log if kind == "perplexity" else float
+    if part.domain == EACH:
+        own = samples_of_each(part, items) or _domains_as_items(record, part)
+        return None if own is None else _mean(own, [own.domain == name for name in np.unique(own.domain)])
+    if part.metric == SAMPLE_SCORE:
+        own = None if items is None else items.select(part)
+        return None if own is None or not len(own.score) else _mean(own, [np.full(len(own.score), True)])
+    if (own := samples_of_score(part, items)) is not None:
+        return _mean(own, [np.full(len(own.score), True)])
+    score = find_score(record, part)
+    if score is None:
+        return None
+    if not math.isfinite(score.value) or (kind == "perplexity" and score.value <= 0):
+        return _Scored(math.nan, math.nan, score.n, None)
+    error = (to(score.high) - to(max(score.low, 1.0) if kind == "perplexity" else score.low)) / (2 * _NORMAL)
+    own = None if items is None else items.select(part)
+    strata = None if own is None else strata_of(kind, own, score)
+    if own is None or strata is None or not np.isfinite(own.score).all():
+        return _Scored(to(score.value), error, score.n, None)
+    return _Scored(to(score.value), error, score.n, own, len(strata) > 1, _signature(own))
+
+
+def _mean(items: Items, strata: Sequence[np.ndarray]) -> _Scored:
+    """The mean of the strata's means; without an error where one of them has a single item."""
+    scores = [items.score[mask] for mask in strata]
+    variances = [float(np.var(own, ddof=1)) / len(own) if len(own) > 1 else math.inf for own in scores]
+    value, error = float(np.mean([own.mean() for own in scores])), math.sqrt(sum(variances)) / len(strata)
+    return _Scored(value, error, len(items.score), items, len(strata) > 1, _signature(items))
+
+
+def _domains_as_items(record: Record, part: Part) -> Items | None:
+    scores = [s for s in record.scores if (s.task, s.metric) == (part.task, part.metric) and s.domain]
+    if not scores:
+        return None
+    names = [s.domain for s in scores]
+    return Items.from_columns(
+        {"task": [part.task] * len(scores), "domain": [""] * len(scores), "item": names}
+        | {"score": [s.value for s in scores], "weight": [1.0] * len(scores)}
+    )
+
+
+def _signature(items: Items) -> int:
+    return hash((items.domain.tobytes(), items.item.tobytes(), items.weight.tobytes()))
+
+
+def _align(
+    of_terms: Sequence[Sequence[_Scored]],
+) -> tuple[list[np.ndarray], np.ndarray, list[np.ndarray]] | None:
+    """Of each term its scores, averaged over seeds, on the items that all have; their weights; the strata's masks."""
+    found = [one for seeds in of_terms for one in seeds]
+    kept = [one.items for one in found if one.items is not None]
+    if len(kept) < len(found) or len({one.by_domain for one in found}) > 1:
+        return None
+    common: np.ndarray | None = None
+    if len({one.signature for one in found}) > 1:
+        keys = [np.char.add(np.char.add(items.domain, "\n"), items.item) for items in kept]
+        common = keys[0]
+        for other in keys[1:]:
+            common = np.intersect1d(common, other)
+        if not len(common):
+            return None
+        places = [np.searchsorted(key, common, sorter=np.argsort(key)) for key in keys]
+        orders = [np.argsort(key)[place] for key, place in zip(keys, places, strict=True)]
+    else:
+        orders = [np.arange(len(kept[0].score))] * len(kept)
+    weight, domain = kept[0].weight[orders[0]], kept[0].domain[orders[0]]
+    if any(not np.array_equal(items.weight[order], weight) for items, order in zip(kept, orders, strict=True)):
+        return None
+    scores = iter([items.score[order] for items, order in zip(kept, orders, strict=True)])
+    means = [np.mean([next(scores) for _ in seeds], axis=0) for seeds in of_terms]
+    if not found[0].by_domain:
+        return means, weight, [np.full(len(weight), True)]
+    return means, weight, [domain == name for name in np.unique(domain)]
+
+
+def _stratum(
+    kind: str, total: np.ndarray, weight: np.ndarray, extremes: Sequence[float]
+) -> tuple[float, float, float] | None:
+    """Mean, the centre of its interval and its squared error; None where too few items tell of no error."""
+    n = len(total)
+    if kind == "share":
+        padded = np.concatenate([total, extremes])
+        return float(total.mean()), float(padded.mean()), float(padded.var()) / (n + 2)
+    if n < 2:
+        return None
+    mean = float(total.sum() / weight.sum()) if kind == "perplexity" else float(total.mean())
+    apart = (total - mean * weight) / weight.mean() if kind == "perplexity" else total - mean
+    # What rounding alone sets apart is equal: a tiny variance would be a certainty.
+    equal = np.max(np.abs(apart)) <= 1e-9 * abs(mean)
+    return mean, mean, 0.0 if equal else float(np.var(apart, ddof=1)) / n

@@ -1,0 +1,86 @@
+"""Python functions from docstrings, scored by running them: pass@1 with greedy decoding."""
+
+import re
+from dataclasses import dataclass
+
+from harness.contracts.record import Sample
+from harness.contracts.task import Backend, TaskResult
+from tasks.reference.problem import Problem
+from tasks.sandbox.run import Limits, Outcome, Program, run_many, same
+from tasks.scores import evaluation_problems, share_score
+
+# The body of a function ends where a line starts at the margin, or at a blank line.
+STOP = (
+    "\n\n",
+    "\ndef ",
+    "\nclass ",
+    "\nimport ",
+    "\nfrom ",
+    "\nif ",
+    "\nfor ",
+    "\nprint",
+    "\nreturn",
+    "\n#",
+    "\n@",
+)
+
+
+def function_body(answer: str) -> str:
+    """``answer`` up to the first line, after the one it continues, that is not indented."""
+    return re.split(r"\n(?=\S)", answer, maxsplit=1)[0]
+
+
+def to_program(problem: Problem, answer: str) -> Program:
+    """The prompt with the answer as one source, and the test inputs without what is expected of them."""
+    name = re.search(r"def (\w+)\(", problem.prompt)
+    if name is None:
+        raise ValueError(f"{problem.id}: the prompt defines no function")
+    source = problem.prompt + function_body(answer) + "\n"
+    return Program(source, name.group(1), [[value] for value, _ in problem.meta["tests"]])
+
+
+def passed_tests(problem: Problem, outcome: Outcome) -> int:
+    """How many tests gave the expected value, of the expected type."""
+    if outcome.status != "ok":
+        return 0
+    tests = problem.meta["tests"]
+    return sum(same(value, expected) for value, (_, expected) in zip(outcome.outputs, tests, strict=True))
+
+
+@dataclass(frozen=True)
+class CodeTask:
+    """pass@1: the share of problems whose answer passes every test. Programs run in ``tasks.sandbox.run``."""
+
+    items: int = 250
+    seed: int = 0
+    max_new_tokens: int = 96
+    cpu_seconds: int = 2
+    name: str = "code"
+
+    def run(self, backend: Backend) -> TaskResult:
+        problems = evaluation_problems("code", self.items, self.seed)
+        prompts = [problem.prompt for problem in problems]
+        answers = backend.generate(prompts, self.max_new_tokens, STOP, progress=f"{self.name}: writing")
+        programs = [to_program(problem, answer) for problem, answer in zip(problems, answers, strict=True)]
+        outcomes = run_many(programs, Limits(cpu_seconds=self.cpu_seconds), progress=f"{self.name}: running")
+        samples = []
+        for problem, answer, outcome in zip(problems, answers, outcomes, strict=True):
+            passed, tests = passed_tests(problem, outcome), len(problem.meta["tests"])
+            detail = {
+                "status": outcome.status,
+                "passed": passed,
+                "tests": tests,
+                "depth": problem.meta["depth"],
+            }
+            samples.append(
+                Sample(
+                    self.name,
+                    problem.id,
+                    float(passed == tests),
+                    domain="code",
+                    output=answer,
+                    detail=detail,
+                    prompt=problem.prompt,
+                )
+            )
+        return TaskResult([share_score(self.name, "pass@1", [sample.score for sample in samples])], samples)

@@ -1,0 +1,136 @@
+"""HumanEval, MBPP and their EvalPlus versions: pass@1 with greedy decoding, prompted as EvalPlus prompts.
+
+A base model goes on with the prompt (of MBPP: a docstring that holds the request and its first test); a model with a
+chat template is asked for a program, and its answer is begun for it up to the code. Stop strings, prompts and their
+layout are those of ``evalplus.provider`` 0.3.1, so that scores compare with those of its leaderboard.
+"""
+
+import ast
+import re
+import warnings
+from dataclasses import dataclass
+
+from harness.contracts.record import Sample
+from harness.contracts.task import Backend, TaskResult
+from harness.data.sets import Row
+from tasks.published.items import Benchmark, asks_in_chat, tokens_to_write
+from tasks.published.program_tests import CHECKED, PLUS, judge, require_evalplus
+from tasks.scores import share_score
+
+# Where a program is over: EvalPlus' marks, beside end-of-text tokens, which the backends know.
+ENDS = ("\nif __name__", "\ndef main(", "\nprint(")
+ENDS_OF_COMPLETION = {
+    "humaneval": ("\ndef ", "\nclass ", "\nimport ", "\nfrom ", "\nassert "),
+    "mbpp": ('\n"""', "\nassert"),
+}
+END_OF_BLOCK = "\n```\n"
+REQUEST = "Please provide a self-contained Python script that solves the following problem in a markdown code block:"
+ANSWER = (
+    "Below is a Python script with a self-contained function that solves the problem and passes corresponding tests:"
+)
+# EvalPlus tries every stretch of lines of a text: that of a model that loops would take it hours.
+MAX_LINES = 200
+
+
+def problem_text(data_set: str, row: Row) -> str:
+    """What a model is shown: the row's prompt, or MBPP's request with its first test, as in EvalPlus' MBPP+."""
+    if data_set == "mbpp":
+        return f'"""\n{row["text"].strip()}\n{row["test_list"][0].strip()}\n"""\n'
+    return f"{row['prompt'].strip()}\n"
+
+
+def messages(text: str) -> list[dict[str, str]]:
+    """The problem as a request, and the beginning of the answer."""
+    return [
+        {"role": "user", "content": f"{REQUEST}\n```\n{text.strip()}\n```\n"},
+        {"role": "assistant", "content": f"{ANSWER}\n```python\n"},
+    ]
+
+
+def entry_point(data_set: str, row: Row) -> str:
+    """The function that is tested: of MBPP the one that the solution defines and the first test names."""
+    if data_set != "mbpp":
+        return str(row["entry_point"])
+    defined = re.findall(r"^def\s+(\w+)", row["code"], re.MULTILINE)
+    return next((name for name in defined if re.search(rf"\b{name}\b", row["test_list"][0])), "")
+
+
+def parses(source: str) -> bool:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            ast.parse(source)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return False
+    return True
+
+
+def program(answer: str, begun: str = "") -> str:
+    """The program in an answer that goes on with ``begun``: what is inside its code block where one is opened, else all
+    up to where a block closes; of that the longest beginning, in lines, that parses."""
+    opened = re.search(r"^\s*```(?:python|py)?[ \t]*\n", answer)
+    inside = answer[opened.end() :] if opened else answer
+    lines = re.split(r"^\s*```", inside, maxsplit=1, flags=re.MULTILINE)[0].split("\n")
+    for count in range(len(lines), 0, -1):
+        source = begun + "\n".join(lines[:count])
+        if parses(source):
+            return source
+    return begun + "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class CodeBenchmark(Benchmark):
+    """``pass@1``: the share of problems whose program passes every test; a sample's score is 1.0 for one that does.
+
+    ``data_set``: humaneval, mbpp, humaneval_plus, mbpp_plus. For the plus sets EvalPlus takes the program out of the
+    answer (``evalplus.sanitize``) and says how values are compared; they also give ``base_pass@1``, by the base tests
+    alone. For the other two ``program`` takes it out. ``chat``: "auto", true or false (``asks_in_chat``).
+    ``cpu_seconds``: for all tests of one problem (None: ``benchmark_tests.limits``). Problems of the plus sets whose
+    own solution does not run are left out.
+
+    Raises WinnowError for data that cannot be had, EvalPlus not installed, and a sandbox that does not work.
+    """
+
+    max_new_tokens: int = 768
+    chat: bool | str = "auto"
+    cpu_seconds: int | None = None
+
+    def run(self, backend: Backend) -> TaskResult:
+        self.require((*CHECKED, *PLUS))
+        plus = self.data_set in PLUS
+        if plus:
+            require_evalplus(self.data_set)
+        problems = self.rows()
+        texts = [problem_text(self.data_set, row) for row in problems]
+        chat = asks_in_chat(backend, self.chat, self.name)
+        prompts = [backend.prompt(messages(text) if chat else text) for text in texts]
+        ends = (END_OF_BLOCK,) if chat else ENDS_OF_COMPLETION[self.data_set.removesuffix("_plus")]
+        length = tokens_to_write(backend, self.max_new_tokens)
+        answers = backend.generate(prompts, length, (*ENDS, *ends), progress=f"{self.name}: writing")
+        begun = [""] * len(texts) if chat else texts
+        take_out = self._sanitized if plus else lambda row, answer, before: program(answer, before)
+        sources = [
+            take_out(row, answer.replace("\t", "    "), before)
+            for row, answer, before in zip(problems, answers, begun, strict=True)
+        ]
+        verdicts = judge(self.data_set, problems, sources, self.cpu_seconds, f"{self.name}: running")
+        samples = []
+        for row, prompt, answer, source, verdict in zip(problems, prompts, answers, sources, verdicts, strict=True):
+            if verdict is None:
+                continue
+            detail = {
+                "status": verdict.status, "passed": verdict.passed, "tests": verdict.tests, "program": source
+            } | ({"base_passed": verdict.base_passed, "base_right": verdict.base_right} if plus else {})  # fmt: skip
+            score = float(verdict.right)
+            samples.append(Sample(self.name, row["id"], score, 1.0, "code", answer, detail, prompt))
+        scores = [share_score(self.name, "pass@1", [sample.score for sample in samples])]
+        if plus:
+            right = [float(sample.detail["base_right"]) for sample in samples]
+            scores.append(share_score(self.name, "base_pass@1", right))
+        return TaskResult(scores, samples)
+
+    def _sanitized(self, row: Row, answer: str, begun: str) -> str:
+        from evalplus.sanitize import sanitize
+
+        lines = (begun + answer).split("\n")
+        return str(sanitize("\n".join(lines[:MAX_LINES]), entry_point(self.data_set, row)))

@@ -1,0 +1,310 @@
+"""Tasks of lm-evaluation-harness, its own and local ones, as a task of a suite. lm-eval is imported when it runs."""
+
+import difflib
+import logging
+import math
+import random
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from harness.contracts import intervals
+from harness.contracts.record import Sample, Score
+from harness.contracts.task import Backend, TaskResult
+from harness.errors import BrokenModel, WinnowError
+
+# lm-eval's own default, so that seed=0 takes the few-shot examples that its command line takes.
+FIRST_SEED = 1234
+# Of metrics over a whole corpus, such as BLEU, which may take a second each.
+CORPUS_RESAMPLES = 200
+
+
+@dataclass(frozen=True)
+class LmEvalTask:
+    """lm-eval's tasks, groups and tags by name. In a suite::
+
+        arc: {_target_: tasks.published.lm_eval_task.LmEvalTask, name: arc, tasks: [arc_easy, arc_challenge]}
+
+    ``include_path``: a folder of task YAML files, used instead of lm-eval's own. ``num_fewshot``: None keeps the
+    tasks' own; a task that says 0 keeps it always. ``limit``: items a task. ``seed`` is of few-shot examples, sampling
+    and bootstrap intervals.
+
+    The domain of a score or sample is the lm-eval task (or group). A metric has lm-eval's name, with its filter after a
+    comma unless it is "none". A sample's score is its first metric, on which cells can be paired; for perplexities the
+    negative log-likelihood in nats, with the number of words or bytes as weight. Intervals: Wilson's for metrics of 0
+    and 1, else a bootstrap over documents; those of a group are its tasks' intervals, their half-widths added in
+    squares with the weights that the group gives them.
+
+    Raises WinnowError for names that lm-eval does not know, tasks that cannot be loaded or would run what the model
+    writes, and log-likelihoods that are not finite.
+    """
+
+    name: str
+    tasks: tuple[str, ...]
+    include_path: str | None = None
+    num_fewshot: int | None = None
+    limit: int | None = None
+    chat_template: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.tasks, str) or not self.tasks:
+            example = "such as suite.names=[arc_easy]"
+            raise WinnowError(f"{self.name}: tasks={self.tasks!r}: give a list of lm-eval tasks, {example}")
+        if self.include_path is not None and not Path(self.include_path).is_dir():
+            raise WinnowError(f"{self.name}: include_path={self.include_path}: there is no such folder")
+        if find_spec("lm_eval") is None:
+            raise WinnowError(f'{self.name}: lm-eval is not installed: pip install "moe-winnow[eval]"')
+
+    def run(self, backend: Backend) -> TaskResult:
+        return self.score(backend, self._load)
+
+    def tokens_to_write(self) -> int:
+        """At most: those of its tasks that write, each of their documents as long as its task allows."""
+        with _quiet():
+            tasks = self._load()["tasks"].values()
+        writing = [task for task in tasks if task.get_config("output_type") == "generate_until"]
+        return sum(self._documents(task) * _max_tokens(task.get_config("generation_kwargs")) for task in writing)
+
+    def _documents(self, task: Any) -> int:
+        return min(len(task.eval_docs), self.limit or len(task.eval_docs))
+
+    def score(self, backend: Backend, load: Callable[[], Any]) -> TaskResult:
+        """The scores of what ``load`` gives: tasks and groups as of ``lm_eval.tasks.TaskManager.load``."""
+        from harness.backends.lm_eval import language_model
+
+        with _quiet():
+            model = language_model(backend)
+        if self.chat_template and not getattr(model.tokenizer, "chat_template", None):
+            raise WinnowError(f"{self.name}: chat_template=true, but the model's tokenizer has no chat template")
+        with _quiet():
+            loaded = load()
+            results = self._evaluate(model, loaded)
+        scores: dict[tuple[str, str], Score] = {}
+        samples: list[Sample] = []
+        for name, task in loaded["tasks"].items():
+            rows = results["samples"][name]
+            self._require_finite(name, rows)
+            aggregation = task.aggregation()
+            scores |= self._scores(name, rows, aggregation, results)
+            samples += _samples(self.name, name, rows, aggregation)
+        for name, group in loaded["groups"].items():
+            scores |= self._group_scores(name, group, scores, results)
+        return TaskResult(list(scores.values()), samples)
+
+    def _load(self) -> Any:
+        """lm-eval's task and group objects. Raises WinnowError."""
+        manager = _task_manager(self.include_path)
+        for name in self.tasks:
+            if name not in manager.task_index and not Path(name).is_file():
+                close = difflib.get_close_matches(name, manager.all_tasks)
+                advice = f"did you mean {', '.join(close)}?" if close else "`lm-eval ls tasks` lists them"
+                raise WinnowError(f"{self.name}: lm-eval has no task '{name}': {advice}")
+        try:
+            loaded = manager.load(list(self.tasks))
+        except Exception as error:  # of datasets, the hub, YAML and the tasks' own code
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise WinnowError(f"{self.name}: cannot load {', '.join(self.tasks)}: {reason}") from error
+        for name, task in loaded["tasks"].items():
+            if getattr(task, "UNSAFE_CODE", False):
+                raise WinnowError(f"{self.name}: '{name}' runs what the model writes outside of winnow's sandbox")
+        return loaded
+
+    def _evaluate(self, model: Any, loaded: Any) -> Any:
+        """As ``lm_eval.simple_evaluate``, which also asks git, pip and the machine about themselves every time."""
+        from lm_eval import evaluate
+        from lm_eval.utils import set_torch_seed
+
+        seed = FIRST_SEED + self.seed
+        for task in loaded["tasks"].values():
+            own = task.get_config("num_fewshot")
+            if own is None or (own != 0 and self.num_fewshot is not None):  # 0 is a task's own and stays
+                task.set_config("num_fewshot", self.num_fewshot or 0)
+            task.set_fewshot_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed)
+        set_torch_seed(seed)
+        try:
+            return evaluate(
+                model,
+                loaded,
+                limit=self.limit,
+                bootstrap_iters=0,
+                apply_chat_template=self.chat_template,
+                fewshot_as_multiturn=True,
+            )
+        except AssertionError as error:  # how lm-eval says that a request does not fit into the model's length
+            reason = str(error).strip() or "a text to score is empty or longer than the model's max_length"
+            raise WinnowError(f"{self.name}: {reason.splitlines()[0]}") from error
+
+    def _require_finite(self, task: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        broken = sum(not all(map(math.isfinite, _logprobs(row))) for row in rows)
+        if broken:
+            raise BrokenModel(
+                f"{self.name}: log-likelihoods of {broken} of {len(rows)} items of {task} are not finite; check the "
+                "weights for NaN"
+            )
+
+    def _scores(
+        self, task: str, rows: Sequence[Mapping[str, Any]], aggregation: Mapping[str, Any], results: Any
+    ) -> dict[tuple[str, str], Score]:
+        """{(task, "metric,filter"): score} of one task."""
+        from lm_eval.api.metrics import mean
+
+        values = defaultdict(list)
+        for row in rows:
+            for metric in row["metrics"]:
+                values[(metric, row["filter"])].append(row[metric])
+        scores = {}
+        for (metric, filter_name), of_metric in values.items():
+            key = f"{metric},{filter_name}"
+            value = float(results["results"][task][key])
+            low, high = _interval(aggregation.get(metric, mean), of_metric, self.seed)
+            better = _higher_is_better(results, task, metric)
+            named = _metric_name(metric, filter_name)
+            scores[(task, key)] = Score(self.name, named, value, len(of_metric), low, high, task, better)
+        return scores
+
+    def _group_scores(
+        self, name: str, group: Any, scores: Mapping[tuple[str, str], Score], results: Any
+    ) -> dict[tuple[str, str], Score]:
+        """The scores of a group that averages its tasks; none for one that only lists them."""
+        found = {}
+        members = [task.task_name for task in group.get_all_tasks()]
+        for config in group.aggregate_metric_list or ():
+            for key, value in results["results"][name].items():
+                metric, _, filter_name = key.partition(",")
+                if metric != config.metric or not filter_name:
+                    continue
+                having = [task for task in members if (task, key) in scores]
+                parts = [scores[(task, key)] for task in having]
+                sizes = [results["results"][task]["sample_len"] if config.weight_by_size else 1 for task in having]
+                shares = np.array(sizes) / sum(sizes)
+                low, high = (
+                    float(np.linalg.norm(shares * [getattr(part, end) - part.value for part in parts]))
+                    for end in ("low", "high")
+                )
+                found[(name, key)] = Score(
+                    self.name, _metric_name(metric, filter_name), float(value), sum(part.n for part in parts),
+                    float(value) - low, float(value) + high, name, _higher_is_better(results, name, metric),
+                )  # fmt: skip
+        return found
+
+
+@lru_cache(maxsize=4)
+def _task_manager(include_path: str | None) -> Any:
+    """Reading the 14,000 tasks of lm-eval takes long, so it is done once a process."""
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager(include_path=include_path, include_defaults=include_path is None)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Meanwhile lm-eval logs errors only."""
+    logger = logging.getLogger("lm_eval")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+def _max_tokens(settings: Mapping[str, Any] | None) -> int:
+    from lm_eval.models.utils import normalize_gen_kwargs
+
+    from harness.backends.lm_eval import MAX_GEN_TOKS
+
+    return int(normalize_gen_kwargs(dict(settings or {}), MAX_GEN_TOKS)["max_gen_toks"])
+
+
+def _metric_name(metric: str, filter_name: str) -> str:
+    return metric if filter_name == "none" else f"{metric},{filter_name}"
+
+
+def _higher_is_better(results: Any, task: str, metric: str) -> bool:
+    """What lm-eval says; true where it says nothing."""
+    return results["higher_is_better"].get(task, {}).get(metric) is not False
+
+
+def _logprobs(row: Mapping[str, Any]) -> list[float]:
+    """The log-likelihoods that the model answered a document's requests with; none where it wrote text."""
+    answers = [of_request[0] for of_request in row["resps"]]
+    return [float(a[0] if isinstance(a, tuple) else a) for a in answers if not isinstance(a, str)]
+
+
+def _nll(aggregate: Callable[..., Any], value: Any) -> tuple[float, float] | None:
+    """(negative log-likelihood, weight) of a document for lm-eval's perplexities, None for other metrics."""
+    from lm_eval.api import metrics
+
+    if aggregate in (metrics.weighted_perplexity, metrics.bits_per_byte):
+        return -float(value[0]), float(value[1])
+    return (-float(value), 1.0) if aggregate is metrics.perplexity else None
+
+
+def _interval(aggregate: Callable[..., Any], values: Sequence[Any], seed: int) -> intervals.Interval:
+    """The 95 % interval of ``aggregate(values)``, a value a document."""
+    from lm_eval.api import metrics
+
+    if aggregate is metrics.mean:
+        numbers = [float(value) for value in values]
+        if set(numbers) <= {0.0, 1.0}:
+            return intervals.wilson(sum(numbers), len(numbers))
+        return intervals.bootstrap_mean(numbers, seed)
+    pairs = [pair for value in values if (pair := _nll(aggregate, value)) is not None]
+    if pairs:
+        nll, weights = zip(*pairs, strict=True)
+        low, high = intervals.bootstrap_perplexity(nll, weights, seed)
+        return (math.log2(low), math.log2(high)) if aggregate is metrics.bits_per_byte else (low, high)
+    draws = np.random.default_rng(seed).integers(len(values), size=(CORPUS_RESAMPLES, len(values)))
+    resampled = [float(aggregate([values[i] for i in draw])) for draw in draws]
+    low, high = np.quantile(resampled, [(1 - intervals.CONFIDENCE) / 2, (1 + intervals.CONFIDENCE) / 2])
+    return float(low), float(high)
+
+
+def _samples(name: str, task: str, rows: Sequence[Mapping[str, Any]], aggregation: Mapping[str, Any]) -> list[Sample]:
+    """One sample a document; lm-eval has a row for each filter of it."""
+    by_document = defaultdict(list)
+    for row in rows:
+        by_document[row["doc_id"]].append(row)
+    seen: Counter[str] = Counter()
+    samples = []
+    for own in by_document.values():
+        first = own[0]
+        item = f"{task}-{first['doc_hash'][:16]}"
+        seen[item] += 1
+        score, weight = math.nan, 1.0  # nan: a metric over the corpus, such as BLEU
+        if first["metrics"]:
+            value = first[first["metrics"][0]]
+            pair = _nll(aggregation.get(first["metrics"][0], sum), value)
+            if pair is not None:
+                score, weight = pair
+            elif not isinstance(value, tuple | list):
+                score = float(value)
+        target = first["target"]
+        detail = {
+            "metrics": {_metric_name(metric, row["filter"]): row[metric] for row in own for metric in row["metrics"]},
+            "logprobs": _logprobs(first),
+            "target": target if isinstance(target, str | int | float | list) else str(target),
+        }
+        written = [of_request[0] for of_request in first["resps"] if isinstance(of_request[0], str)]
+        samples.append(
+            Sample(
+                name,
+                item if seen[item] == 1 else f"{item}-{seen[item]}",
+                score,
+                weight,
+                domain=task,
+                output="\n".join(written),
+                detail=detail,
+            )
+        )
+    return samples

@@ -1,0 +1,124 @@
+r"""GSM8K and MATH-500: exact match of the final answer, greedy decoding.
+
+A model with a chat template is asked without examples to reason step by step and to put its answer into ``\boxed{}``.
+A base model sees ``shots`` worked examples first: these are the project's own, in the form of the data set's solutions
+(no training problem of it comes along with the staged data), so its scores do not compare to the point with those of
+the usual few-shot prompts; lm-eval's ``gsm8k`` (``tasks.published.lm_eval_task``) has those.
+
+The answer is what the last ``\boxed{}`` holds; without one, what stands behind the last ``####``; without either, the
+last number. It is right when it equals the data set's answer (``tasks.published.equality``).
+"""
+
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+from harness.contracts.record import Sample
+from harness.contracts.task import Backend, TaskResult
+from harness.data.sets import Row
+from harness.errors import WinnowError
+from tasks.published.equality import Comparer
+from tasks.published.items import Benchmark, asks_in_chat, tokens_to_write
+from tasks.scores import share_score
+
+NUMBER = re.compile(r"-?\$?\d[\d,]*(?:\.\d+)?")
+REQUEST = "{question}\n\nPlease reason step by step, and put your final answer within \\boxed{{}}."
+STOP = ("\nQuestion:", "\n\n\n")
+GSM8K_SHOTS = (
+    ("A bakery fills 6 trays with 12 rolls each and sells 50 of the rolls. How many rolls are left?",
+     "The bakery fills 6 * 12 = 72 rolls.\nAfter the sale 72 - 50 = 22 rolls are left.\n#### 22"),
+    ("Nora reads 15 pages on each of 4 days and then 9 pages a day for 5 days. How many pages does she read in all?",
+     "In the first 4 days Nora reads 4 * 15 = 60 pages.\nIn the next 5 days she reads 5 * 9 = 45 pages.\n"
+     "Together that is 60 + 45 = 105 pages.\n#### 105"),
+    ("A bus ticket costs $3, and a monthly pass costs $48. Leo rides the bus 22 times a month. How many dollars does "
+     "he save with the pass?",
+     "Single tickets would cost Leo 22 * 3 = 66 dollars.\nThe pass saves him 66 - 48 = 18 dollars.\n#### 18"),
+    ("A tank holds 240 liters. It is a quarter full, and a pump adds 20 liters a minute. When is it full?",
+     "The tank holds 240 / 4 = 60 liters now.\nIt lacks 240 - 60 = 180 liters.\nThe pump needs 180 / 20 = 9 minutes.\n"
+     "#### 9"),
+)  # fmt: skip
+MATH_SHOTS = (
+    ("What is the sum of the solutions of $x^2 - 7x + 10 = 0$?",
+     "The left side factors as $(x-2)(x-5)$, so the solutions are $2$ and $5$. Their sum is $\\boxed{7}$."),
+    ("A fair die is rolled twice. What is the probability that both rolls show an even number?",
+     "Each roll is even with probability $\\frac{1}{2}$, and the rolls are independent, so the probability is "
+     "$\\frac{1}{2} \\cdot \\frac{1}{2} = \\boxed{\\frac{1}{4}}$."),
+    ("Find the remainder when $3^{10}$ is divided by $7$.",
+     "We have $3^3 = 27 \\equiv -1 \\pmod 7$, so $3^9 \\equiv -1$ and $3^{10} \\equiv -3 \\equiv 4 \\pmod 7$. The "
+     "remainder is $\\boxed{4}$."),
+    ("For which $x$ is $\\sqrt{2x - 6}$ a real number? Answer with an interval.",
+     "We need $2x - 6 \\ge 0$, that is $x \\ge 3$. The interval is $\\boxed{[3, \\infty)}$."),
+)  # fmt: skip
+SHOTS = {"gsm8k": GSM8K_SHOTS, "math_500": MATH_SHOTS}
+
+
+def last_boxed(text: str) -> str | None:
+    r"""What the last ``\boxed{}`` (or ``\fbox{}``) of the text holds; None where there is none that closes."""
+    for opened in reversed(list(re.finditer(r"\\f?box(?:ed)?\s*\{", text))):
+        depth = 1
+        for place in range(opened.end(), len(text)):
+            depth += (text[place] == "{") - (text[place] == "}")
+            if depth == 0:
+                return text[opened.end() : place].strip()
+    return None
+
+
+def final_answer(text: str) -> str:
+    """The answer that a solution ends in, by the rule of this module; nothing where it has none."""
+    boxed = last_boxed(text)
+    if boxed is not None:
+        return boxed
+    _, marked, behind = text.rpartition("####")
+    if marked:
+        return behind.strip().split("\n")[0].strip()
+    numbers = NUMBER.findall(text)
+    return str(numbers[-1]) if numbers else ""
+
+
+def few_shot(data_set: str, shots: int, question: str) -> str:
+    """Worked examples and the question that is to be answered like them."""
+    examples = [f"Question: {asked}\nAnswer: {solution}\n\n" for asked, solution in SHOTS[data_set][:shots]]
+    return f"{''.join(examples)}Question: {question.strip()}\nAnswer:"
+
+
+@dataclass(frozen=True)
+class MathBenchmark(Benchmark):
+    """``exact_match``: the share of right final answers. ``data_set``: gsm8k or math_500.
+
+    ``chat``: "auto", true or false (``asks_in_chat``); ``template`` goes to the chat template, such as
+    {enable_thinking: false}. ``shots``: examples for a model that is not asked in chat, up to 4. ``seconds``: how long
+    the comparison of one answer may take; one that takes longer is wrong, and its sample says so.
+    """
+
+    max_new_tokens: int = 1024
+    chat: bool | str = "auto"
+    template: dict[str, Any] = field(default_factory=dict)
+    shots: int = 4
+    seconds: float = 10.0
+
+    def run(self, backend: Backend) -> TaskResult:
+        self.require(tuple(SHOTS))
+        if not 0 <= self.shots <= len(SHOTS[self.data_set]):
+            raise WinnowError(f"{self.name}: shots={self.shots}: choose 0 to {len(SHOTS[self.data_set])}")
+        problems = self.rows()
+        chat = asks_in_chat(backend, self.chat, self.name)
+        prompts = [self._prompt(backend, row, chat) for row in problems]
+        stop = () if chat else STOP
+        length = tokens_to_write(backend, self.max_new_tokens)
+        answers = backend.generate(prompts, length, stop, progress=f"{self.name}: writing")
+        samples = []
+        with Comparer(self.seconds) as same:
+            for row, prompt, answer in zip(problems, prompts, answers, strict=True):
+                given, expected, before = final_answer(answer), str(row["answer"]), same.timeouts
+                score = float(same(given, expected))
+                detail = {"given": given, "expected": expected, "compared": same.timeouts == before}
+                detail |= {key: row[key] for key in ("level", "type") if row.get(key) is not None}
+                samples.append(Sample(self.name, row["id"], score, 1.0, "math", answer, detail, prompt))
+        return TaskResult([share_score(self.name, "exact_match", [sample.score for sample in samples])], samples)
+
+    def _prompt(self, backend: Backend, row: Row, chat: bool) -> str:
+        if not chat:
+            return backend.prompt(few_shot(self.data_set, self.shots, row["question"]))
+        return backend.prompt(
+            [{"role": "user", "content": REQUEST.format(question=row["question"].strip())}], **self.template
+        )
