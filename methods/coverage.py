@@ -7,11 +7,12 @@ from fractions import Fraction
 
 import numpy as np
 
-from harness.contracts.method import Decision, check_option, finite, statistic, warn_of_never_routed
+from harness.contracts.method import Decision
 from harness.contracts.plan import CompressionPlan, LayerPlan, prune
 from harness.contracts.statistics import MoeShape, Statistics
 from harness.errors import WinnowError
 from methods.budget import as_decimal, as_written, check_any_number, parse_ratio
+from methods.checks import check_option, finite, statistic, warn_of_never_routed
 from methods.coverage_budget import adjusted_widths, entry_levels, first_to_enter, nearest_multiple, smoothed_loss
 
 # channel_score -> the statistics that it reads

@@ -6,12 +6,13 @@ from fractions import Fraction
 
 import numpy as np
 
-from harness.contracts.method import Decision, check_option, statistic, warn_of_never_routed
+from harness.contracts.method import Decision
 from harness.contracts.plan import CompressionPlan
 from harness.contracts.statistics import Statistics
 from harness.errors import WinnowError
 from methods.alignment import align_channels
 from methods.budget import checked_ratio, kept_experts
+from methods.checks import check_option, statistic, warn_of_never_routed
 from methods.grouping import merge_groups, renumber
 
 # variant -> the statistic that experts are compared by

@@ -7,11 +7,12 @@ from fractions import Fraction
 
 import numpy as np
 
-from harness.contracts.method import Decision, finite, statistic
+from harness.contracts.method import Decision
 from harness.contracts.plan import CompressionPlan, prune
 from harness.contracts.statistics import MoeShape, Routing, Statistics
 from harness.errors import WinnowError
 from methods.budget import kept_experts, parse_ratio
+from methods.checks import finite, statistic
 
 Loss = Callable[[Sequence[int]], float]
 

@@ -6,12 +6,13 @@ from fractions import Fraction
 
 import numpy as np
 
-from harness.contracts.method import Decision, check_option, finite, statistic, warn_of_never_routed
+from harness.contracts.method import Decision
 from harness.contracts.plan import CompressionPlan, prune
 from harness.contracts.statistics import MoeShape, Statistics
 from harness.errors import WinnowError
 from methods import criteria
 from methods.budget import check_any_number, kept_experts, parse_ratio
+from methods.checks import check_option, finite, statistic, warn_of_never_routed
 
 SCOPES = ("layer", "global")
 

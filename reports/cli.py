@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from harness.errors import WinnowError
-from harness.records.store import write_files
+from harness.files import write_files
 from reports.claims import report as claims_report
 from reports.figures import drift as drift_figures
 from reports.figures import scores as figures

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from harness.backends import Sampling
+from harness.contracts.backend import Sampling
 
 
 class StopStrings:

@@ -14,7 +14,7 @@ import transformers
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from harness.backends import Distributions, LogLikelihood, Sampling, TokenLogprobs, timed
+from harness.backends import timed
 from harness.backends.decoding import Choice, StopStrings, roomy_cache, select_rows
 from harness.backends.tokens import (
     Request,
@@ -28,8 +28,11 @@ from harness.backends.tokens import (
     stops_by_prompt,
     windows,
 )
-from harness.checkpoints.load import load_model, load_tokenizer, resolve_checkpoint
+from harness.checkpoints.hub import resolve_checkpoint
+from harness.checkpoints.load import load_model
 from harness.checkpoints.quantize import served_facts
+from harness.checkpoints.tokenizer import load_tokenizer
+from harness.contracts.backend import Distributions, LogLikelihood, Sampling, TokenLogprobs
 from harness.errors import WinnowError
 from harness.progress import bar as progress_bar
 

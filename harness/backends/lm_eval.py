@@ -14,12 +14,13 @@ from typing import Any, Protocol
 import jinja2
 import torch
 
-from harness.backends import Sampling, vllm_guard
 from harness.backends import hf as hf_backend
 from harness.backends import vllm as vllm_backend
-from harness.checkpoints.load import resolve_checkpoint
+from harness.backends import vllm_guard
+from harness.checkpoints.config import read_config
+from harness.checkpoints.hub import resolve_checkpoint
+from harness.contracts.backend import Sampling
 from harness.errors import WinnowError
-from harness.families.table import read_config
 
 try:
     from lm_eval import utils

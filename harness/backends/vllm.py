@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 from filelock import FileLock, Timeout
 
-from harness.backends import Distributions, LogLikelihood, Sampling, TokenLogprobs, timed, vllm_guard
+from harness.backends import timed, vllm_guard
 from harness.backends.tokens import (
     cut,
     decode,
@@ -30,8 +30,10 @@ from harness.backends.tokens import (
     stops_by_prompt,
     windows,
 )
-from harness.checkpoints.load import load_tokenizer, resolve_checkpoint
+from harness.checkpoints.hub import resolve_checkpoint
 from harness.checkpoints.quantize import served_facts, served_folder
+from harness.checkpoints.tokenizer import load_tokenizer
+from harness.contracts.backend import Distributions, LogLikelihood, Sampling, TokenLogprobs
 from harness.errors import WinnowError
 from harness.progress import bar as progress_bar
 

@@ -13,10 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from harness.backends.vllm_plugin import VERSIONS
-from harness.checkpoints.reader import SECTION, CheckpointReader, check_checkpoint
+from harness.checkpoints.check import check_checkpoint
+from harness.checkpoints.config import read_config
+from harness.checkpoints.layout import SECTION
+from harness.checkpoints.reader import CheckpointReader
 from harness.checkpoints.skipping import SECTION as SKIPPING
 from harness.errors import WinnowError
-from harness.families.table import family_of, read_config
+from harness.families.table import family_of
 
 INSTALL = 'install it with `make vllm`, or `pip install "moe-winnow[vllm]"` where there is a GPU'
 

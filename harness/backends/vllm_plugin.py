@@ -51,7 +51,7 @@ def _layout(prefix: str) -> Any:
     """The layout of the layer that ``prefix`` lies in, None where the model has none."""
     from vllm.config import get_current_vllm_config
 
-    from harness.checkpoints.reader import SECTION, layer_layouts
+    from harness.checkpoints.layout import SECTION, layer_layouts
     from harness.families.table import family_of
 
     model_config = get_current_vllm_config().model_config

@@ -17,12 +17,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.integrations.moe import _grouped_linear
 
+from harness.calibration.batches import BatchLayout
 from harness.calibration.coverage_sums import NAMES as COVERAGE
 from harness.calibration.coverage_sums import CoverageSums, RoutedPairs
 from harness.calibration.sampled_tokens import SampledTokens
 from harness.contracts.statistics import SAMPLED
 from harness.errors import WinnowError
-from harness.families.table import Family
+from harness.families.family import Family
 
 # Tokens that one expert sees at once where every expert sees every token: bounds the memory of that pass.
 _CHUNK = 4096
@@ -38,24 +39,6 @@ _VECTORS = (
     "max_activation",
 )
 _MATRICES = ("router_gram", "router_document_distance")
-
-
-@dataclass(frozen=True)
-class BatchLayout:
-    """What is where among the N = batch * length flat positions of a right-padded batch.
-
-    ``real`` (N,) bool is False on padding; ``documents`` are (start, end) ranges; ``source`` (N,) int64 is
-    the index of each position's source. ``tokens`` is the number of real positions.
-    """
-
-    real: Tensor
-    documents: tuple[tuple[int, int], ...]
-    source: Tensor
-    tokens: int
-
-    @property
-    def padded(self) -> bool:
-        return self.tokens < self.real.numel()
 
 
 @dataclass

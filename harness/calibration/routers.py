@@ -10,9 +10,10 @@ import torch
 from torch.func import functional_call
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from harness.checkpoints.reader import CheckpointReader, router_biases
+from harness.checkpoints.experts import router_biases
+from harness.checkpoints.reader import CheckpointReader
 from harness.contracts.statistics import Routing
-from harness.families.table import Family
+from harness.families.family import Family
 
 
 def router_reader(folder: Path, family: Family) -> Callable[[int, np.ndarray], Routing]:

@@ -10,18 +10,20 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from harness.backends.choice import choose
-from harness.calibration.cache import model_fingerprint
+from harness.checkpoints.check import check_checkpoint
+from harness.checkpoints.config import read_config
+from harness.checkpoints.fingerprint import model_fingerprint
 from harness.checkpoints.footprint import anatomy_of_folder
-from harness.checkpoints.load import resolve_checkpoint
+from harness.checkpoints.hub import resolve_checkpoint
 from harness.checkpoints.packed_weights import SECTION as QUANTIZED
 from harness.checkpoints.quantize import Quantization
-from harness.checkpoints.reader import check_checkpoint
 from harness.checkpoints.skipping import SECTION as SKIPPING
 from harness.checkpoints.skipping import Skip
 from harness.contracts.statistics import SAMPLED
 from harness.data.suites import with_data
 from harness.errors import WinnowError
-from harness.families.table import Family, family_of, read_config
+from harness.families.family import Family
+from harness.families.table import family_of
 from harness.records.store import cell_id
 from harness.reference import MODEL_FOLDER
 

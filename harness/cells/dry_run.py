@@ -24,8 +24,9 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from harness.backends.choice import choose
-from harness.calibration.calibrate import wanted_statistics
+from harness.calibration.collect import wanted_statistics
 from harness.cells.cell import limits
+from harness.checkpoints.config import read_config
 from harness.checkpoints.footprint import (
     Anatomy,
     activation_bytes,
@@ -39,10 +40,9 @@ from harness.checkpoints.footprint import (
     quantised_bytes,
     statistics_bytes,
 )
-from harness.checkpoints.load import HubOutOfReach, fetch_config, local_folder
+from harness.checkpoints.hub import HubOutOfReach, fetch_config, local_folder
 from harness.checkpoints.skipping import SECTION as SKIPPING
 from harness.errors import WinnowError
-from harness.families.table import read_config
 
 LADDER = ("0.125", "0.25", "0.375", "0.5")
 

@@ -13,23 +13,30 @@ from omegaconf import DictConfig
 
 from harness import progress
 from harness.calibration.cache import Collected
-from harness.calibration.calibrate import calibrate, gate_ratio_counts, wanted_statistics
+from harness.calibration.calibrate import calibrate
+from harness.calibration.collect import wanted_statistics
+from harness.calibration.gate_ratios import gate_ratio_counts
+from harness.calibration.tokens import TokenSequence, corpus_fingerprint, tokenize
 from harness.cells.cell import Cell, prepare
 from harness.cells.evaluate import Clock, Evaluation, evaluate
 from harness.checkpoints.apply_plan import apply_plan
-from harness.checkpoints.load import load_model, load_tokenizer
+from harness.checkpoints.config import read_config
+from harness.checkpoints.experts import expert_weights_reader
+from harness.checkpoints.footprint import checkpoint_sizes
+from harness.checkpoints.load import load_model
 from harness.checkpoints.quantize import quantize_checkpoint
-from harness.checkpoints.reader import checkpoint_sizes, expert_weights_reader
 from harness.checkpoints.skipping import Skip, Threshold, write_thresholds
+from harness.checkpoints.tokenizer import load_tokenizer
 from harness.contracts.record import Record, Sample
 from harness.contracts.statistics import Statistics
 from harness.data import contamination
-from harness.data.corpora import Document, TokenSequence, corpus_fingerprint, load_documents, tokenize
+from harness.data.corpora import Document, load_documents
 from harness.errors import WinnowError
-from harness.families.table import family_of, read_config
+from harness.families.table import family_of
+from harness.files import write_files
 from harness.layers.diagnose import diagnose_cell
 from harness.records.describe import expert_width, plan_summary, size_summary, versions
-from harness.records.store import RecordStore, write_files
+from harness.records.store import RecordStore
 
 log = logging.getLogger(__name__)
 

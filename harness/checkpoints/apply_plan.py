@@ -9,20 +9,16 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from harness.checkpoints.reader import (
-    SECTION,
-    CheckpointReader,
-    LayerLayout,
-    check_checkpoint,
-    checkpoint_sizes,
-    expert_part,
-    layer_layouts,
-    router_biases,
-    widened,
-)
+from harness.checkpoints.check import check_checkpoint
+from harness.checkpoints.config import read_config
+from harness.checkpoints.experts import expert_part, router_biases, widened
+from harness.checkpoints.footprint import checkpoint_sizes
+from harness.checkpoints.layout import SECTION, LayerLayout, layer_layouts
+from harness.checkpoints.reader import CheckpointReader
 from harness.checkpoints.writer import Output, copy_companions, write_shards, written_atomically
 from harness.errors import WinnowError
-from harness.families.table import Family, family_of, read_config
+from harness.families.family import Family
+from harness.families.table import family_of
 from harness.families.tensors import ExpertTensor
 
 if TYPE_CHECKING:

@@ -5,6 +5,7 @@ files or made from a config.json on torch's meta device, where no tensor has val
 channels of an expert, k top-k.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
@@ -17,17 +18,14 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 
 from harness.checkpoints import packed_weights as packed
-from harness.checkpoints.reader import (
-    SECTION,
-    CheckpointReader,
-    LayerLayout,
-    check_checkpoint,
-    config_integer,
-    layer_layouts,
-)
+from harness.checkpoints.check import check_checkpoint
+from harness.checkpoints.config import config_integer, read_config
+from harness.checkpoints.layout import SECTION, LayerLayout, layer_layouts
+from harness.checkpoints.reader import CheckpointReader
 from harness.contracts.statistics import STATISTICS, ExpertWeights, Routing, Statistics, sampled_tokens
 from harness.errors import WinnowError
-from harness.families.table import Family, family_of
+from harness.families.family import Family
+from harness.families.table import family_of
 
 _HIDDEN, _NARROW = 8, 16  # sizes of the layer that a method decides on in a dry run
 _HUB_SHARD = 5 * 10**9  # the largest file that tools write to the hub unless told otherwise
@@ -322,3 +320,33 @@ def cache_bytes_per_token(config: Mapping[str, Any], itemsize: int) -> int:
     elif config.get("full_attention_interval"):
         layers //= int(config["full_attention_interval"])
     return layers * elements * itemsize
+
+
+def checkpoint_sizes(folder: Path) -> dict[str, int]:
+    """Sizes of a checkpoint as stored: plain or compact, quantised or not.
+
+    ``weight_bytes`` the weight files on disk, ``largest_shard_bytes`` the largest of them, ``parameters`` all
+    elements (a packed weight is one), ``expert_bytes`` and ``expert_parameters`` those of the routed experts (with the
+    scales and zero points of packed ones). ``padding_bytes`` (not on
+    disk) what padding every expert to the widest of its layer adds in the stored dtype, as ``load_model`` does.
+    """
+    config, reader = read_config(folder), CheckpointReader(folder)
+    family = family_of(config)
+    expert_names: list[str] = []
+    padding_bytes = 0
+    for layer, layout in layer_layouts(config, family).items():
+        for tensor in family.expert_tensors:
+            names = tensor.names(layer, layout.experts)
+            expert_names += names
+            if layout.is_ragged:  # one expert a tensor
+                sizes = zip(map(reader.nbytes, names), layout.widths, strict=True)
+                padding_bytes += sum(nbytes // width * (layout.width - width) for nbytes, width in sizes)
+    file_sizes = [path.stat().st_size for path in reader.files]
+    return {
+        "weight_bytes": sum(file_sizes),
+        "largest_shard_bytes": max(file_sizes),
+        "parameters": sum(math.prod(reader.shape(name)) for name in reader.names()),
+        "expert_bytes": sum(reader.nbytes(name) for name in expert_names),
+        "expert_parameters": sum(math.prod(reader.shape(name)) for name in expert_names),
+        "padding_bytes": padding_bytes,
+    }

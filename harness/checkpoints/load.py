@@ -1,100 +1,26 @@
 """Load any supported checkpoint, plain or compact, local or from the hub, into a transformers model."""
 
-import errno
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import constants, hf_hub_download, snapshot_download
-from huggingface_hub.errors import (
-    EntryNotFoundError,
-    GatedRepoError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-)
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.core_model_loading import MergeModulelist
 
+from harness.checkpoints.check import check_checkpoint
+from harness.checkpoints.config import read_config
+from harness.checkpoints.experts import padded
+from harness.checkpoints.hub import _first_line, resolve_checkpoint
+from harness.checkpoints.layout import LayerLayout, layer_layouts
 from harness.checkpoints.quantize import served_folder
-from harness.checkpoints.reader import LayerLayout, check_checkpoint, layer_layouts, padded
 from harness.checkpoints.skipping import install as install_skipping
 from harness.checkpoints.skipping import read_betas
-from harness.checkpoints.tiktoken import VOCABULARY, code_file, read_tokenizer
 from harness.errors import WinnowError
-from harness.families.table import Family, family_of, read_config
-
-_NEEDED = ["*.json", "*.safetensors", "*.txt", "*.model", "*.tiktoken", "*.py", "*.jinja", "LICENSE*", "NOTICE*"]
-_VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "*.model", "*.tiktoken")
-
-
-class HubOutOfReach(WinnowError):
-    """There is no network, or HF_HUB_OFFLINE is set, and what is asked for is not in the hub's cache."""
-
-
-def resolve_checkpoint(path_or_hub_id: str | Path) -> Path:
-    """The local folder of a checkpoint; one of the hub is fetched (or found in its cache) first.
-
-    Raises WinnowError where there is no such folder and the hub has no such model, does not give it to this user or
-    cannot be reached (``HubOutOfReach``), and where the disk is full.
-    """
-    folder = local_folder(path_or_hub_id)
-    if folder is not None:
-        return folder
-    with _hub_errors(str(path_or_hub_id)):
-        return Path(snapshot_download(str(path_or_hub_id), allow_patterns=_NEEDED))
-
-
-def fetch_config(hub_id: str) -> dict[str, Any]:
-    """The config.json of a hub model, and nothing else of it. Raises WinnowError as ``resolve_checkpoint`` does."""
-    with _hub_errors(hub_id):
-        return read_config(Path(hf_hub_download(hub_id, "config.json")).parent)
-
-
-def local_folder(path_or_hub_id: str | Path) -> Path | None:
-    """The folder of that name, None for what can only be the name of a hub model. Raises WinnowError for neither."""
-    folder = Path(path_or_hub_id).expanduser()
-    if folder.is_dir():
-        return folder
-    name = str(path_or_hub_id)
-    if isinstance(path_or_hub_id, Path) or folder.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise WinnowError(f"no model at {name}: there is no such folder")
-    return None
-
-
-@contextmanager
-def _hub_errors(name: str) -> Iterator[None]:
-    """What the hub's client raises while it fetches the model ``name``, as a WinnowError that says what to do."""
-    model = f"model '{name}'"
-    try:
-        yield
-    except WinnowError:
-        raise
-    except GatedRepoError as error:
-        page = f"{constants.ENDPOINT}/{name}"
-        raise WinnowError(f"{model} is gated: accept its terms at {page}, then log in with `hf auth login`") from error
-    except RepositoryNotFoundError as error:
-        advice = "check its name; a private model needs `hf auth login`"
-        raise WinnowError(f"{model} is neither a local folder nor on the hub: {advice}") from error
-    except HFValidationError as error:
-        raise WinnowError(f"{model} is neither a local folder nor a name on the hub") from error
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
-        advice = (
-            f"where there is a network (and HF_HUB_OFFLINE is not set), run `hf download {name} --local-dir DIR`, and "
-            "give model.path=DIR here; data sets are fetched with `winnow-data stage`"
-        )
-        raise HubOutOfReach(f"{model} is not a local folder and the hub is out of reach: {advice}") from error
-    except EntryNotFoundError as error:
-        raise WinnowError(f"{model} has no config.json on the hub: it is not a transformers checkpoint") from error
-    except Exception as error:  # the hub's client passes on whatever its HTTP library and the disk raise
-        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
-            advice = f"free some in {constants.HF_HUB_CACHE}, or set HF_HUB_CACHE to a folder on a larger disk"
-            raise WinnowError(f"no space left to fetch {model}: {advice}, and run again: it goes on") from error
-        raise WinnowError(f"{model} cannot be fetched: {_first_line(error)}") from error
+from harness.families.family import Family
+from harness.families.table import family_of
 
 
 def load_model(
@@ -157,44 +83,6 @@ def _grouped_mm_runs(dtype: torch.dtype, layouts: Mapping[int, LayerLayout]) -> 
     """torch.nn.functional.grouped_mm knows no float64, and wants rows of whole 16 bytes."""
     aligned = all(layout.width * dtype.itemsize % 16 == 0 for layout in layouts.values())
     return aligned and dtype != torch.float64
-
-
-def load_tokenizer(path_or_hub_id: str | Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a checkpoint; its padding token is the end of text where it has none.
-
-    Code that comes with a checkpoint is not run: such a tokenizer is made from its files (tokenizer.json, or what
-    ``harness.checkpoints.tiktoken`` reads). Raises WinnowError where there is no usable tokenizer.
-    """
-    folder = resolve_checkpoint(path_or_hub_id)
-    if not any(path for pattern in _VOCABULARIES for path in folder.glob(pattern)):
-        # transformers would make up an empty tokenizer from the model type
-        raise WinnowError(f"no usable tokenizer in {folder}: none of {', '.join(_VOCABULARIES)}")
-    try:
-        tokenizer = _open_tokenizer(folder)
-    except Exception as error:  # tokenizers raises bare Exception on a broken file
-        raise WinnowError(f"no usable tokenizer in {folder}: {_first_line(error)}") from error
-    if tokenizer.pad_token_id is None:
-        if tokenizer.eos_token_id is None:
-            raise WinnowError(f"the tokenizer in {folder} has neither a padding nor an end-of-text token")
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
-
-
-def _open_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    code = code_file(folder)
-    if code and (folder / VOCABULARY).is_file():
-        return read_tokenizer(folder)
-    try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:
-        if not code:
-            raise
-        reason = f"{code} is not run, as no code of a checkpoint is, and without it: {_first_line(error)}"
-        raise WinnowError(reason) from error
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 @contextmanager

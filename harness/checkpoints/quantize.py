@@ -18,17 +18,16 @@ from typing import Any
 import torch
 
 from harness.checkpoints import packed_weights as packed
+from harness.checkpoints.check import check_checkpoint
+from harness.checkpoints.config import config_integer, read_config
+from harness.checkpoints.footprint import checkpoint_sizes
+from harness.checkpoints.layout import layer_layouts
 from harness.checkpoints.packed_weights import Scheme, kind_of
-from harness.checkpoints.reader import (
-    CheckpointReader,
-    check_checkpoint,
-    checkpoint_sizes,
-    config_integer,
-    layer_layouts,
-)
+from harness.checkpoints.reader import CheckpointReader
 from harness.checkpoints.writer import Output, copy_companions, write_shards, written_atomically
 from harness.errors import WinnowError
-from harness.families.table import Family, family_of, read_config
+from harness.families.family import Family
+from harness.families.table import family_of
 
 log = logging.getLogger(__name__)
 

@@ -20,9 +20,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from harness.checkpoints.config import read_config
 from harness.errors import WinnowError
-from harness.families.table import Family, read_config
-from harness.records.store import write_files
+from harness.families.family import Family
+from harness.files import write_files
 
 SECTION = "winnow_skip"
 BINS = 10_000  # of the ratios, from 0 to 1: the precision of a calibrated beta

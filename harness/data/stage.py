@@ -19,7 +19,7 @@ from harness.data.corpora import calibration_config, load_documents
 from harness.data.packages import Packages
 from harness.data.sets import DATA_SETS, Row, packed_rows, read_manifest, rows, staged_rows
 from harness.errors import WinnowError
-from harness.records.store import write_files
+from harness.files import write_files
 
 SOURCES = ("auto", "hub", "wheel")
 SEED = 0

@@ -26,19 +26,23 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from harness import progress
-from harness.calibration.calibrate import _batches, _check_fit, _forward
+from harness.calibration.batches import _batches
+from harness.calibration.drive import _check_fit, _forward
+from harness.calibration.tokens import TokenSequence
 from harness.checkpoints.apply_plan import apply_plan
+from harness.checkpoints.config import read_config
+from harness.checkpoints.experts import expert_weights_reader
 from harness.checkpoints.load import load_model
-from harness.checkpoints.reader import expert_weights_reader
 from harness.contracts.intervals import bootstrap_mean
 from harness.contracts.record import Score
 from harness.contracts.statistics import ExpertWeights
-from harness.data.corpora import TokenSequence
 from harness.errors import WinnowError
-from harness.families.table import Family, family_of, read_config
+from harness.families.family import Family
+from harness.families.table import family_of
+from harness.files import write_files
 from harness.layers import theory as measures
 from harness.layers.theory import Estimated, GroupSums
-from harness.records.store import RecordStore, write_files
+from harness.records.store import RecordStore
 
 log = logging.getLogger(__name__)
 

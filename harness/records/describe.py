@@ -8,8 +8,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from harness.checkpoints.config import read_config
 from harness.checkpoints.skipping import Threshold
-from harness.families.table import family_of, read_config
+from harness.families.table import family_of
 
 PACKAGES = ("moe-winnow", "torch", "transformers", "safetensors", "tokenizers", "numpy", "scipy", "datasets")
 

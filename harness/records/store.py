@@ -4,15 +4,12 @@ A JSON file that exists means a finished cell: it is the last thing that is put 
 folder means anything: locks and temporary files that a killed process leaves behind are ignored and swept up.
 """
 
-import errno
 import hashlib
 import json
 import logging
-import os
 import re
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +19,7 @@ from filelock import FileLock, Timeout
 
 from harness.contracts.record import RECORD_VERSION, STAGES, Record, Sample
 from harness.errors import WinnowError
+from harness.files import _write_error, write_files
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +35,6 @@ SAMPLE_SCHEMA = pa.schema(
         ("prompt", pa.string()),
     ]
 )
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _SLUG_LENGTH = 48
 
 
@@ -151,47 +148,6 @@ class RecordStore:
             yield not self.exists(cell)
         finally:
             lock.release()
-
-
-def write_files(contents: Mapping[Path, bytes]) -> None:
-    """Writes files, in order, each atomically; all of them are on disk under temporary names before the first
-    is put in place, so a full disk leaves every old file as it was.
-
-    Raises WinnowError where the disk is full or a folder cannot be written.
-    """
-    temporary: dict[Path, Path] = {}
-    path = Path()
-    try:
-        for path, content in contents.items():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=".tmp", dir=path.parent)
-            temporary[path] = Path(name)
-            with os.fdopen(handle, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            # mkstemp makes files that only their owner reads; records are for everyone the umask lets in.
-            os.chmod(name, 0o666 & ~_umask())
-        for path, name_now in temporary.items():
-            os.replace(name_now, path)
-    except OSError as error:
-        raise _write_error(path.parent, error) from error
-    finally:
-        for left_over in temporary.values():
-            with suppress(OSError):
-                left_over.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def _write_error(folder: Path, error: OSError) -> WinnowError:
-    if error.errno in _FULL:
-        return WinnowError(f"no space left to write in {folder}: free some and run again (finished cells are kept)")
-    return WinnowError(f"cannot write in {folder}: {error.strerror or error}: choose a folder that you may write to")
 
 
 def _to_parquet(samples: Sequence[Sample]) -> bytes:

@@ -42,7 +42,7 @@ def is_tie(backend: HFBackend, prompt: str, text: str, place: int) -> bool:
 def prompts(count: int) -> list[str]:
     """``count`` evaluation prompts, of code, math and writing in turn."""
     each = -(-count // 3)
-    problems = get_method("tasks.scores.evaluation_problems")
+    problems = get_method("tasks.reference.items.evaluation_problems")
     drawn = [[problem.prompt for problem in problems(domain, each, 0)] for domain in ("code", "math", "writing")]
     return list(chain.from_iterable(zip(*drawn, strict=True)))[:count]
 

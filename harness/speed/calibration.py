@@ -17,10 +17,10 @@ import psutil
 import torch
 from transformers import PreTrainedModel, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
-from harness.calibration.calibrate import collect
+from harness.calibration.collect import collect
 from harness.calibration.coverage_sums import NAMES as COVERAGE_NAMES
+from harness.calibration.tokens import TokenSequence
 from harness.contracts.statistics import RELEASED, SAMPLED, SQUARE, STATISTICS
-from harness.data.corpora import TokenSequence
 from harness.families.table import FAMILIES
 
 # What the pruning criteria read: no router logits of all experts against all, no output of unrouted experts.

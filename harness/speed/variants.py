@@ -7,9 +7,10 @@ from typing import Any
 from hydra.utils import get_method, instantiate
 
 from harness.calibration.calibrate import calibrate
+from harness.calibration.tokens import tokenize
 from harness.checkpoints.apply_plan import apply_plan
-from harness.checkpoints.load import load_model, load_tokenizer
-from harness.data.corpora import tokenize
+from harness.checkpoints.load import load_model
+from harness.checkpoints.tokenizer import load_tokenizer
 from harness.reference import model_path
 
 HALF = Fraction(1, 2)

@@ -25,11 +25,13 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Qwen2MoeConfig
 from transformers.utils import logging as transformers_logging
 
+from harness.checkpoints.check import check_checkpoint
+from harness.checkpoints.config import read_config
 from harness.checkpoints.load import load_model
-from harness.checkpoints.reader import CheckpointReader, check_checkpoint
+from harness.checkpoints.reader import CheckpointReader
 from harness.checkpoints.writer import copy_companions, written_atomically
 from harness.errors import WinnowError
-from harness.families.table import family_of, read_config
+from harness.families.table import family_of
 
 DENSE = ("llama", "mistral", "qwen2")
 SHARED_WIDTH = 8

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import WinnowError
-from harness.records.store import write_files
+from harness.files import write_files
 from reports.claims.evaluate import (
     BROKEN,
     FAILS,

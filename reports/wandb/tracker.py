@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from hydra.utils import get_method
 
@@ -20,12 +20,6 @@ AVERAGE = "generative_average"
 _TAG_LENGTH = 64  # the service refuses longer tags
 _LOG_IN = "log in with `wandb login`"
 _ADVICE = f"{_LOG_IN}, or work without a network with `tracking.mode=offline`"
-
-
-class Tracker(Protocol):
-    def log_cell(self, record: Record, samples: Sequence[Sample], root: Path, folder: Path | None = None) -> None:
-        """Sends one finished cell. ``root`` is the output folder of its sweep, ``folder`` has the files of the cell."""
-        ...
 
 
 @dataclass(frozen=True)

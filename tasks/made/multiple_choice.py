@@ -4,11 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
+from harness.contracts.backend import Backend
 from harness.contracts.record import Sample
-from harness.contracts.task import Backend, TaskResult
+from harness.contracts.task import TaskResult
 from tasks.reference import choices
 from tasks.reference.choices import Choice
-from tasks.scores import first_distinct, require_finite, share_score
+from tasks.reference.items import first_distinct
+from tasks.scores import require_finite, share_score
 
 DOMAINS = ("knowledge", "code", "math", "writing")
 

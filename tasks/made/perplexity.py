@@ -8,11 +8,13 @@ from itertools import chain, zip_longest
 import numpy as np
 
 from harness.contracts import intervals
+from harness.contracts.backend import Backend
 from harness.contracts.record import Sample, Score
-from harness.contracts.task import Backend, TaskResult
+from harness.contracts.task import TaskResult
 from harness.errors import WinnowError
 from tasks.reference import real_text
-from tasks.scores import GENERATORS, evaluation_problems, require_finite
+from tasks.reference.items import GENERATORS, evaluation_problems
+from tasks.scores import require_finite
 
 REAL = "real_text"
 DOMAINS = (*GENERATORS, REAL)

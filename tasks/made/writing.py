@@ -2,10 +2,12 @@
 
 from dataclasses import dataclass
 
+from harness.contracts.backend import Backend
 from harness.contracts.record import Sample
-from harness.contracts.task import Backend, TaskResult
+from harness.contracts.task import TaskResult
 from tasks.reference import writing as reference
-from tasks.scores import evaluation_problems, mean_score, share_score
+from tasks.reference.items import evaluation_problems
+from tasks.scores import mean_score, share_score
 
 STOP = ("\n\n", "\nWrite a short story")
 

@@ -23,13 +23,15 @@ from dataclasses import dataclass
 from functools import cache, lru_cache
 from itertools import chain, product
 
+from harness.contracts.backend import Backend
 from harness.contracts.record import Sample
-from harness.contracts.task import Backend, TaskResult
+from harness.contracts.task import TaskResult
 from tasks.reference import code, knowledge
 from tasks.reference.choices import Choice, choice_from
+from tasks.reference.items import evaluation_problems, first_distinct
 from tasks.reference.primitives import PRIMITIVES, Primitive
 from tasks.reference.problem import Problem
-from tasks.scores import evaluation_problems, first_distinct, mean_score, require_finite, share_score
+from tasks.scores import mean_score, require_finite, share_score
 
 _PAIRS = (
     ("keep_even", "keep_odd"), ("keep_vowels", "remove_vowels"), ("first_few", "drop_first"),

@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.backends import Distributions
 from harness.contracts import intervals
+from harness.contracts.backend import Backend, Distributions
 from harness.contracts.record import Sample, Score
-from harness.contracts.task import Backend, TaskResult
+from harness.contracts.task import TaskResult
 from harness.errors import BrokenModel, WinnowError
 from tasks.probes.divergence import MEASURES, divergences, truncated_divergences
 from tasks.scores import mean_score, share_score

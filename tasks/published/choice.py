@@ -7,7 +7,8 @@ requests, ``acc`` and ``acc_norm`` are lm-eval's. The hub and staged data go the
 from dataclasses import dataclass
 from typing import Any
 
-from harness.contracts.task import Backend, TaskResult
+from harness.contracts.backend import Backend
+from harness.contracts.task import TaskResult
 from harness.data.sets import DATA_SETS, Row
 from harness.errors import WinnowError
 from tasks.published.items import Benchmark

@@ -5,7 +5,8 @@ import string
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from harness.contracts.task import Backend, TaskResult
+from harness.contracts.backend import Backend
+from harness.contracts.task import TaskResult
 from harness.data.sets import DATA_SETS, Row
 from harness.errors import WinnowError
 from tasks.probes.consistency import Question, Wording, ask, rotations

@@ -10,8 +10,9 @@ import re
 import warnings
 from dataclasses import dataclass
 
+from harness.contracts.backend import Backend
 from harness.contracts.record import Sample
-from harness.contracts.task import Backend, TaskResult
+from harness.contracts.task import TaskResult
 from harness.data.sets import Row
 from tasks.published.items import Benchmark, asks_in_chat, tokens_to_write
 from tasks.published.program_tests import CHECKED, PLUS, judge, require_evalplus

@@ -20,8 +20,9 @@ from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
+from harness.contracts.backend import Backend
 from harness.contracts.record import Sample
-from harness.contracts.task import Backend, TaskResult
+from harness.contracts.task import TaskResult
 from harness.data.sets import Row
 from tasks.published.items import Benchmark, asks_in_chat, tokens_to_write
 from tasks.sandbox.run import Failed, Limits, Outcome, Program, run_many

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from harness.contracts.task import Backend
+from harness.contracts.backend import Backend
 from harness.data.sets import Row, rows
 from harness.errors import WinnowError
 

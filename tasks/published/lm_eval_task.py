@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 
 from harness.contracts import intervals
+from harness.contracts.backend import Backend
 from harness.contracts.record import Sample, Score
-from harness.contracts.task import Backend, TaskResult
+from harness.contracts.task import TaskResult
 from harness.errors import BrokenModel, WinnowError
 
 # lm-eval's own default, so that seed=0 takes the few-shot examples that its command line takes.

@@ -5,8 +5,9 @@ import re
 from dataclasses import dataclass, replace
 
 from harness.contracts import intervals
+from harness.contracts.backend import Backend
 from harness.contracts.record import Sample, Score
-from harness.contracts.task import Backend, TaskResult
+from harness.contracts.task import TaskResult
 from harness.errors import WinnowError
 from tasks.published.items import Benchmark
 from tasks.scores import require_finite

@@ -14,8 +14,9 @@ from itertools import islice
 from statistics import fmean
 from typing import Any
 
+from harness.contracts.backend import Backend
 from harness.contracts.record import Sample, Score
-from harness.contracts.task import Backend, TaskResult
+from harness.contracts.task import TaskResult
 from harness.data.sets import Row
 from tasks.published.items import Benchmark, asks_in_chat, tokens_to_write
 from tasks.published.judge import Judge, Question, Verdict

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from harness.calibration.calibrate import calibrate
+from harness.calibration.tokens import TokenSequence
 from harness.contracts.statistics import restricted, sampled_tokens
-from harness.data.corpora import TokenSequence
 from harness.errors import WinnowError
 from harness.families.table import FAMILIES
 from methods.naee import NAEE, best_subset, greedy_subset, reconstruction_loss

@@ -4,7 +4,8 @@ import pytest
 
 from harness.contracts.task import LogLikelihood
 from harness.errors import WinnowError
-from tasks.scores import evaluation_problems, first_distinct, mean_score, require_finite, share_score
+from tasks.reference.items import evaluation_problems, first_distinct
+from tasks.scores import mean_score, require_finite, share_score
 
 
 def test_items_are_the_first_that_differ() -> None:

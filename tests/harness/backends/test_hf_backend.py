@@ -7,10 +7,10 @@ import torch
 from transformers import PreTrainedModel
 
 from harness import progress
-from harness.backends import Sampling
 from harness.backends.decoding import StopStrings
 from harness.backends.hf import HFBackend, prompt_batches
 from harness.backends.tokens import cut
+from harness.contracts.backend import Sampling
 from harness.errors import WinnowError
 from tests.tiny import FAMILY_NAMES, byte_tokenizer, tiny_model
 

@@ -23,10 +23,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from harness.backends import Sampling, vllm_guard
+from harness.backends import vllm_guard
 from harness.backends.hf import HFBackend
 from harness.checkpoints.apply_plan import apply_plan
-from harness.checkpoints.load import load_model, load_tokenizer
+from harness.checkpoints.load import load_model
+from harness.checkpoints.tokenizer import load_tokenizer
+from harness.contracts.backend import Sampling
 from harness.contracts.plan import CompressionPlan
 from harness.errors import WinnowError
 from tests.harness.checkpoints.compressed import merged, pruned, ragged_plan

@@ -7,10 +7,13 @@ from transformers import GptOssConfig
 from transformers.integrations.moe import grouped_mm_experts_forward
 from transformers.models.gpt_oss.modeling_gpt_oss import GptOssExperts
 
-from harness.calibration.calibrate import calibrate, collect, to_statistics, wanted_statistics
-from harness.calibration.recorder import BatchLayout, LayerRecorder, recording
+from harness.calibration.batches import BatchLayout
+from harness.calibration.calibrate import calibrate, to_statistics
+from harness.calibration.collect import collect, wanted_statistics
+from harness.calibration.recorder import LayerRecorder, recording
+from harness.calibration.tokens import TokenSequence, tokenize
 from harness.contracts.statistics import RELEASED, SAMPLED, STATISTICS
-from harness.data.corpora import Document, TokenSequence, tokenize
+from harness.data.corpora import Document
 from harness.errors import WinnowError
 from harness.families.table import FAMILIES
 from tests.brute_force import brute_force_statistics

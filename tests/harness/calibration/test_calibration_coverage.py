@@ -6,9 +6,10 @@ import torch
 from torch.nn.functional import silu
 
 from harness.calibration.cache import cached_statistics
-from harness.calibration.calibrate import calibrate, collect
+from harness.calibration.calibrate import calibrate
+from harness.calibration.collect import collect
+from harness.calibration.tokens import TokenSequence
 from harness.contracts.statistics import STATISTICS
-from harness.data.corpora import TokenSequence
 from harness.families.table import FAMILIES
 from tests.tiny import FAMILY_NAMES, save_tiny, tiny_model
 

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 
 from harness.calibration import sampled_tokens as calibration_samples
-from harness.calibration.calibrate import collect
+from harness.calibration.collect import collect
+from harness.calibration.tokens import TokenSequence
 from harness.contracts.statistics import SAMPLED
-from harness.data.corpora import TokenSequence
 from harness.families.table import FAMILIES
 from tests.brute_force import brute_force_statistics
 from tests.tiny import tiny_model

@@ -10,14 +10,15 @@ import torch
 
 from harness import cli
 from harness.calibration.calibrate import calibrate
+from harness.calibration.tokens import TokenSequence
 from harness.cells import run as experiment
 from harness.checkpoints.apply_plan import apply_plan
+from harness.checkpoints.config import read_config
+from harness.checkpoints.layout import layer_layouts
 from harness.checkpoints.load import load_model
-from harness.checkpoints.reader import layer_layouts
 from harness.contracts.plan import CompressionPlan
 from harness.contracts.statistics import MoeShape
-from harness.data.corpora import TokenSequence
-from harness.families.table import FAMILIES, read_config
+from harness.families.table import FAMILIES
 from methods.coverage import Coverage
 from tests.harness.checkpoints.compressed import compressed_by_hand, logits
 from tests.tiny import save_tiny, tiny_model

@@ -9,12 +9,14 @@ import pytest
 import torch
 
 from harness.calibration.calibrate import calibrate
+from harness.calibration.tokens import TokenSequence
 from harness.checkpoints.apply_plan import apply_plan
+from harness.checkpoints.config import read_config
+from harness.checkpoints.layout import layer_layouts
 from harness.checkpoints.load import load_model
-from harness.checkpoints.reader import CheckpointReader, layer_layouts
+from harness.checkpoints.reader import CheckpointReader
 from harness.contracts.plan import CompressionPlan, compose, prune
-from harness.data.corpora import TokenSequence
-from harness.families.table import FAMILIES, read_config
+from harness.families.table import FAMILIES
 from methods.chain import Chain
 from methods.coverage import Coverage
 from methods.prune_experts import ExpertPruning

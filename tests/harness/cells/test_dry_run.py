@@ -11,10 +11,12 @@ import torch
 from hydra import compose, initialize_config_module
 from hydra.utils import instantiate
 
-from harness.calibration.calibrate import collect, wanted_statistics
+from harness.calibration.collect import collect, wanted_statistics
+from harness.calibration.tokens import tokenize
 from harness.cells import dry_run
 from harness.checkpoints import load as loading
 from harness.checkpoints.apply_plan import apply_plan
+from harness.checkpoints.config import read_config
 from harness.checkpoints.footprint import (
     Kept,
     activation_bytes,
@@ -28,9 +30,9 @@ from harness.checkpoints.footprint import (
 )
 from harness.checkpoints.quantize import Quantization, quantize_checkpoint
 from harness.checkpoints.reader import CheckpointReader
-from harness.data.corpora import Document, tokenize
+from harness.data.corpora import Document
 from harness.errors import WinnowError
-from harness.families.table import FAMILIES, read_config
+from harness.families.table import FAMILIES
 from tests.harness.checkpoints.compressed import merged, pruned, sliced
 from tests.harness.test_cli import _logging_as_before, local, winnow  # noqa: F401 (a fixture of every test)
 from tests.tiny import ALL_FAMILIES, byte_tokenizer, save_tiny, tiny_model

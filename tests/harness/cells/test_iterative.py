@@ -9,12 +9,14 @@ from hydra import compose, initialize_config_dir
 
 from harness import cli
 from harness.calibration.calibrate import calibrate
+from harness.calibration.tokens import tokenize
 from harness.cells import run as experiment
 from harness.cells.cell import Cell, prepare
 from harness.checkpoints.apply_plan import apply_plan
-from harness.checkpoints.load import load_model, load_tokenizer
+from harness.checkpoints.load import load_model
+from harness.checkpoints.tokenizer import load_tokenizer
 from harness.contracts.plan import CompressionPlan, prune
-from harness.data.corpora import Document, tokenize
+from harness.data.corpora import Document
 from methods.prune_experts import ExpertPruning
 from tests.tiny import save_tiny
 

@@ -8,18 +8,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from harness.checkpoints.apply_plan import apply_plan
-from harness.checkpoints.reader import (
-    INDEX,
-    WEIGHTS,
-    CheckpointReader,
-    check_checkpoint,
-    checkpoint_sizes,
-    expert_weights_reader,
-    layer_layouts,
-    padded,
-)
+from harness.checkpoints.check import check_checkpoint
+from harness.checkpoints.config import read_config
+from harness.checkpoints.experts import expert_weights_reader, padded
+from harness.checkpoints.footprint import checkpoint_sizes
+from harness.checkpoints.layout import layer_layouts
+from harness.checkpoints.reader import INDEX, WEIGHTS, CheckpointReader
 from harness.errors import WinnowError
-from harness.families.table import FAMILIES, family_of, read_config
+from harness.families.table import FAMILIES, family_of
 from tests.harness.checkpoints.compressed import ragged_plan
 from tests.tiny import FAMILY_NAMES, save_tiny
 

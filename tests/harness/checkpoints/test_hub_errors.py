@@ -15,7 +15,7 @@ from huggingface_hub.errors import (
 )
 
 from harness.checkpoints import load as loading
-from harness.checkpoints.load import HubOutOfReach, fetch_config, resolve_checkpoint
+from harness.checkpoints.hub import HubOutOfReach, fetch_config, resolve_checkpoint
 from harness.errors import WinnowError
 
 NAME = "somebody/a-model"

@@ -12,16 +12,18 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from harness.backends.vllm_guard import reason_against
-from harness.calibration.calibrate import collect
+from harness.calibration.collect import collect
+from harness.calibration.tokens import TokenSequence
 from harness.checkpoints.apply_plan import apply_plan
+from harness.checkpoints.config import read_config
 from harness.checkpoints.footprint import anatomy_of_config, anatomy_of_folder
-from harness.checkpoints.load import load_model, load_tokenizer
+from harness.checkpoints.load import load_model
 from harness.checkpoints.reader import CheckpointReader
+from harness.checkpoints.tokenizer import load_tokenizer
 from harness.contracts.plan import CompressionPlan
 from harness.contracts.statistics import STATISTICS
-from harness.data.corpora import TokenSequence
 from harness.errors import WinnowError
-from harness.families.table import FAMILIES, family_of, read_config
+from harness.families.table import FAMILIES, family_of
 from tests.brute_force import brute_force_statistics
 from tests.harness.checkpoints.compressed import at_layers, compressed_by_hand, logits, merged, pruned
 from tests.tiny import save_tiny, tiny_model

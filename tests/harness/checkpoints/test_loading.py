@@ -8,10 +8,13 @@ from transformers import AutoModelForCausalLM
 from transformers.core_model_loading import MergeModulelist
 
 from harness.checkpoints.apply_plan import apply_plan
-from harness.checkpoints.load import load_model, load_tokenizer, resolve_checkpoint
+from harness.checkpoints.config import read_config
+from harness.checkpoints.hub import resolve_checkpoint
+from harness.checkpoints.load import load_model
+from harness.checkpoints.tokenizer import load_tokenizer
 from harness.contracts.plan import CompressionPlan, LayerPlan, NewExpert, Source
 from harness.errors import WinnowError
-from harness.families.table import FAMILIES, read_config
+from harness.families.table import FAMILIES
 from tests.harness.checkpoints.compressed import (
     brute_force_logits,
     identity_plan,

@@ -9,6 +9,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from harness.checkpoints.apply_plan import apply_plan
+from harness.checkpoints.check import check_checkpoint
+from harness.checkpoints.config import read_config
+from harness.checkpoints.footprint import checkpoint_sizes
 from harness.checkpoints.load import load_model
 from harness.checkpoints.packed_weights import Scheme, dequantize, quantize
 from harness.checkpoints.quantize import (
@@ -18,10 +21,10 @@ from harness.checkpoints.quantize import (
     served_facts,
     served_folder,
 )
-from harness.checkpoints.reader import INDEX, CheckpointReader, check_checkpoint, checkpoint_sizes
+from harness.checkpoints.reader import INDEX, CheckpointReader
 from harness.contracts.plan import CompressionPlan
 from harness.errors import WinnowError
-from harness.families.table import FAMILIES, read_config
+from harness.families.table import FAMILIES
 from tests.harness.checkpoints.compressed import identity_plan, logits, merged, narrowed, pruned, ragged_plan
 from tests.tiny import FAMILY_NAMES, save_tiny
 

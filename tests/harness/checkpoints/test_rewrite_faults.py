@@ -12,9 +12,9 @@ from safetensors.torch import save_file
 
 from harness.checkpoints import writer as checkpoint_writer
 from harness.checkpoints.apply_plan import apply_plan
+from harness.checkpoints.config import read_config
 from harness.contracts.plan import CompressionPlan, LayerPlan, NewExpert, Source
 from harness.errors import WinnowError
-from harness.families.table import read_config
 from tests.harness.checkpoints.compressed import identity_plan, merged, pruned, ragged_plan
 from tests.tiny import save_tiny
 

@@ -10,9 +10,11 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from harness.backends import vllm_guard
-from harness.calibration.calibrate import gate_ratio_counts
+from harness.calibration.gate_ratios import gate_ratio_counts
+from harness.calibration.tokens import TokenSequence
 from harness.cells import run as experiment
 from harness.cells.cell import prepare
+from harness.checkpoints.config import read_config
 from harness.checkpoints.load import load_model
 from harness.checkpoints.skipping import (
     BINS,
@@ -24,9 +26,8 @@ from harness.checkpoints.skipping import (
     read_betas,
     write_thresholds,
 )
-from harness.data.corpora import TokenSequence
 from harness.errors import WinnowError
-from harness.families.table import FAMILIES, read_config
+from harness.families.table import FAMILIES
 from tests.brute_force import moe_blocks, routed_documents, router_answer
 from tests.tiny import ALL_FAMILIES, save_tiny, tiny_model
 

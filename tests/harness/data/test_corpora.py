@@ -7,15 +7,8 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from harness.data.corpora import (
-    Document,
-    corpus_fingerprint,
-    hub_dataset,
-    load_documents,
-    local_files,
-    mixture,
-    tokenize,
-)
+from harness.calibration.tokens import corpus_fingerprint, tokenize
+from harness.data.corpora import Document, hub_dataset, load_documents, local_files, mixture
 from harness.data.sets import DATA_SETS
 from harness.errors import WinnowError
 from tests.tiny import byte_tokenizer

@@ -10,15 +10,18 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from harness.calibration.calibrate import collect
+from harness.calibration.collect import collect
+from harness.calibration.tokens import TokenSequence
 from harness.checkpoints.apply_plan import apply_plan
+from harness.checkpoints.check import check_checkpoint
+from harness.checkpoints.config import read_config
+from harness.checkpoints.experts import expert_weights_reader
 from harness.checkpoints.load import load_model
-from harness.checkpoints.reader import CheckpointReader, check_checkpoint, expert_weights_reader
+from harness.checkpoints.reader import CheckpointReader
 from harness.contracts.plan import CompressionPlan
 from harness.contracts.statistics import STATISTICS
-from harness.data.corpora import TokenSequence
 from harness.errors import WinnowError
-from harness.families.table import FAMILIES, family_of, read_config
+from harness.families.table import FAMILIES, family_of
 from methods.budget import kept_experts
 from tests.brute_force import brute_force_statistics, moe_blocks, weights_of
 from tests.harness.checkpoints.compressed import (

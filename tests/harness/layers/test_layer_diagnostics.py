@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+from harness.calibration.tokens import TokenSequence
 from harness.cells.cell import Cell
 from harness.checkpoints.load import load_model
 from harness.contracts.plan import CompressionPlan, prune
-from harness.data.corpora import TokenSequence
 from harness.errors import WinnowError
 from harness.families.table import family_of
 from harness.layers import diagnose as diagnostics

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from harness.records.store import RecordStore, write_files
+from harness.files import write_files
+from harness.records.store import RecordStore
 from reports.claims.evaluate import AllAbove, Claim, Contrast, Finding, RanksFollow, evaluate_claims
 from reports.claims.list import CLAIMS, MEASURES
 from reports.claims.selection import Cell

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from harness.contracts.record import Score
-from harness.records.store import RecordStore, write_files
+from harness.files import write_files
+from harness.records.store import RecordStore
 from reports.cli import main
 from reports.numbers.load import load_panels
 from reports.numbers.measures import evaluate

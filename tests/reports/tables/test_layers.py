@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from harness.errors import WinnowError
-from harness.records.store import RecordStore, write_files
+from harness.files import write_files
+from harness.records.store import RecordStore
 from reports.claims.evaluate import evaluate_claims
 from reports.claims.list import CLAIMS, MEASURES
 from reports.cli import write_report

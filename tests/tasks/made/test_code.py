@@ -3,7 +3,7 @@ import re
 import pytest
 
 from tasks.made.code import CodeTask, function_body, to_program
-from tasks.scores import evaluation_problems
+from tasks.reference.items import evaluation_problems
 from tests.tasks.scripted import ScriptedBackend
 
 ITEMS = 12

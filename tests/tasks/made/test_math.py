@@ -1,7 +1,7 @@
 import pytest
 
 from tasks.made.math import MathTask, final_answer, is_equal
-from tasks.scores import evaluation_problems
+from tasks.reference.items import evaluation_problems
 from tests.tasks.scripted import ScriptedBackend
 
 ITEMS = 20

@@ -9,8 +9,8 @@ import torch
 from scipy.spatial.distance import jensenshannon
 from transformers import PreTrainedModel
 
-from harness.backends import Distributions
 from harness.backends.hf import HFBackend
+from harness.contracts.backend import Distributions
 from harness.contracts.record import Sample, Score
 from harness.errors import BrokenModel, WinnowError
 from tasks.probes.divergence import MEASURES

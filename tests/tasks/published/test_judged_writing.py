@@ -14,7 +14,7 @@ from harness.contracts.record import Sample, Score
 from harness.contracts.task import TaskResult
 from harness.data.sets import packed_rows
 from harness.errors import WinnowError
-from harness.records.store import write_files
+from harness.files import write_files
 from tasks.published.judge import Judge
 from tasks.published.writing import JudgedWritingTask, outcome
 from tests.judge_endpoint import asked, serving

@@ -12,10 +12,10 @@ import torch
 
 pytest.importorskip("lm_eval")
 
-from harness.backends import Sampling
 from harness.backends.hf import HFBackend
 from harness.backends.tokens import cut, prompts_that_fit, stops_by_prompt
 from harness.contracts import intervals
+from harness.contracts.backend import Sampling
 from harness.contracts.record import Score
 from harness.errors import WinnowError
 from harness.records.store import RecordStore
