@@ -3,7 +3,8 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-RECORD_VERSION = 1
+RECORD_VERSION = 2  # 2: kind, domain and part of a score; versions of method and tasks
+KINDS = ("generative", "choice", "perplexity", "probe")
 # What a cell may do besides its method, each told by a word in its description: "iterative-4", "int4-sym".
 STAGES = ("schedule", "skip", "quantize")
 
@@ -12,8 +13,13 @@ STAGES = ("schedule", "skip", "quantize")
 class Score:
     """One number a person will read, with the interval that goes with it.
 
-    ``low`` and ``high`` are the ends of the 95 % interval, ``n`` the number of samples behind the value.
-    ``domain`` is empty for a score over all domains of its task.
+    ``low`` and ``high`` are the ends of the 95 % interval, ``n`` the number of samples behind the value. ``part`` names
+    the part of the task that is scored (a subject, a stretch of positions), empty for all of it.
+
+    ``kind`` is one of ``KINDS``: what is written is right (generative), the right choice is likeliest (choice), text is
+    likely (perplexity), or what is measured besides (probe). ``domain`` is what the task is about: code, math, writing,
+    knowledge, language. ``supersedes`` names the task whose answers this one tests more strictly, if any: the two are
+    one task in an average, and this one counts.
     """
 
     task: str
@@ -22,8 +28,11 @@ class Score:
     n: int
     low: float
     high: float
-    domain: str = ""
+    part: str = ""
     higher_is_better: bool = True
+    kind: str = ""
+    domain: str = ""
+    supersedes: str = ""
 
 
 @dataclass(frozen=True)
@@ -54,6 +63,9 @@ class Record:
     ``expert_usage`` routed-token counts: source -> layer -> one count per expert; ``broken`` task -> why it could not
     score the model, where the model's numbers are not finite; ``contamination`` task -> how many of its items the
     calibration corpus holds (see ``harness/data/contamination.py``).
+
+    ``method_version`` and ``task_versions`` (task -> version) tell by which behaviour of the method and of each task the
+    numbers came about; ``was`` holds the ids that the cell had before.
     """
 
     cell: dict[str, Any]
@@ -68,6 +80,9 @@ class Record:
     engine: dict[str, Any] = field(default_factory=dict)
     broken: dict[str, str] = field(default_factory=dict)
     contamination: dict[str, dict[str, int]] = field(default_factory=dict)
+    method_version: str = ""
+    task_versions: dict[str, str] = field(default_factory=dict)
+    was: list[str] = field(default_factory=list)
     version: int = RECORD_VERSION
 
     def stages(self) -> list[str]:

@@ -1,7 +1,8 @@
-"""What a task asks of a backend, and what it gives back."""
+"""What a task is: how it asks a model, and what it gives back."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from harness.contracts.backend import Backend
 from harness.contracts.record import Sample, Score
@@ -14,15 +15,54 @@ class TaskResult:
 
 
 class Task(Protocol):
-    """Tasks that need more than the model have, instead of ``run``:
+    """What every task has. It is one of the four kinds below, by what it needs.
 
-    - ``run_on(samples)`` scores what the tasks before it wrote,
-    - ``run_against(backend, samples, baseline)`` sees that and the samples of the uncompressed model (None where this
-      is the uncompressed model, empty where none are kept),
-    - ``observe(backend, samples, baseline)`` sees the same, and what it returns goes to ``compare(seen, backend)`` with
-      the uncompressed model's backend: two models are measured against each other, and never open at once.
+    ``kind`` and ``domain`` are those of its scores (``harness.contracts.record.Score``) unless a score says its own; a
+    suite may give another ``domain``. ``version`` is raised by whoever changes what the task scores: it is part of a
+    cell's id, so that old and new results are not taken for one another.
     """
 
     name: str
+    domain: str
+    kind: ClassVar[str]
+    version: ClassVar[int]
+
+    def tokens_to_write(self) -> int:
+        """How many tokens the task generates at most; 0 for one that writes nothing."""
+        return 0
+
+    def item_texts(self) -> list[str]:
+        """What a model that has seen the items would know, a text each; empty where they are not published."""
+        return []
+
+
+@runtime_checkable
+class ModelTask(Task, Protocol):
+    """Asks the model."""
 
     def run(self, backend: Backend) -> TaskResult: ...
+
+
+@runtime_checkable
+class SamplesTask(Task, Protocol):
+    """Scores the samples of the tasks before it."""
+
+    def run_on(self, samples: Sequence[Sample]) -> TaskResult: ...
+
+
+@runtime_checkable
+class BesideTask(Task, Protocol):
+    """Asks the model, and sees the samples so far and those of the uncompressed model: None where this is that model,
+    empty where none are kept."""
+
+    def run_against(self, backend: Backend, samples: Sequence[Sample], baseline: Sequence[Sample] | None) -> TaskResult: ...
+
+
+@runtime_checkable
+class TwoModelsTask(Task, Protocol):
+    """Measures two models against each other that are never open at once: what ``observe`` returns of the compressed
+    one goes to ``compare`` with the backend of the uncompressed one."""
+
+    def observe(self, backend: Backend, samples: Sequence[Sample], baseline: Sequence[Sample] | None) -> Any: ...
+
+    def compare(self, seen: Any, backend: Backend) -> TaskResult: ...
