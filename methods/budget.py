@@ -1,9 +1,10 @@
 """How many experts a compression ratio leaves: exact rationals, the same for pruning and merging."""
 
 import math
+from dataclasses import replace
 from fractions import Fraction
 
-from harness.contracts.statistics import MoeShape
+from harness.contracts.shape import MoeShape
 from harness.errors import WinnowError
 
 
@@ -44,15 +45,15 @@ def as_written(ratio: Fraction, digits: int = 4) -> str:
     return f"{float(ratio):.{digits}f}".rstrip("0").rstrip(".")
 
 
-def kept_experts(num_experts: int, top_k: int, ratio: str | float | Fraction, n_group: int = 1, fewest: int = 0) -> int:
+def kept_experts(shape: MoeShape, ratio: str | float | Fraction) -> int:
     """E - floor(E * ratio): experts (or groups) left in each layer.
 
-    Raises WinnowError for a ratio outside [0, 1), for fewer experts than ``top_k`` or the ``fewest`` router rows that a
-    layer can run with, and, where the router is group-limited (``n_group`` > 1), for a number that does not divide
-    evenly among the router groups.
+    Raises WinnowError for a ratio outside [0, 1), for fewer experts than top-k or the router rows that a layer can run
+    with, and, where the router is group-limited, for a number that does not divide evenly among the router groups.
     """
     exact = parse_ratio(ratio)
-    fewest = max(top_k, fewest)
+    num_experts, top_k, n_group = shape.num_experts, shape.top_k, shape.n_group
+    fewest = max(top_k, shape.fewest_rows)
     if num_experts % n_group or fewest > num_experts:
         raise WinnowError(
             f"the model's config contradicts itself: {num_experts} experts, top-{top_k}, n_group = {n_group}"
@@ -78,26 +79,24 @@ def kept_experts(num_experts: int, top_k: int, ratio: str | float | Fraction, n_
     return kept
 
 
-def checked_ratio(
-    num_experts: int, top_k: int, n_group: int, ratio: str | float | Fraction, shape: MoeShape | None = None
-) -> Fraction:
-    """The exact ratio, for methods that merge: all router rows stay, and so ``shape`` sets no bound.
+def checked_ratio(shape: MoeShape, ratio: str | float | Fraction) -> Fraction:
+    """The exact ratio, for methods that merge: all router rows stay, so their fewest number sets no bound.
 
     Raises WinnowError, as ``kept_experts`` does, where the ratio does not fit the model.
     """
-    kept_experts(num_experts, top_k, ratio, n_group)
+    kept_experts(replace(shape, fewest_rows=0), ratio)
     return parse_ratio(ratio)
 
 
-def check_any_number(option: str, instead: str, top_k: int, n_group: int, shape: MoeShape | None) -> None:
+def check_any_number(option: str, instead: str, shape: MoeShape) -> None:
     """Raises WinnowError where a layer cannot run with every number of experts from top-k on, as ``option`` may leave.
 
     ``instead`` is the option that fits.
     """
-    if n_group > 1:
+    if shape.n_group > 1:
         raise WinnowError(f"{option} does not fit a group-limited router; use {instead}")
-    if shape is not None and shape.fewest_rows > top_k:
+    if shape.fewest_rows > shape.top_k:
         raise WinnowError(
-            f"{option} may leave top-k = {top_k} experts in a layer, but the router needs {shape.fewest_rows}; "
+            f"{option} may leave top-k = {shape.top_k} experts in a layer, but the router needs {shape.fewest_rows}; "
             f"use {instead}"
         )

@@ -1,12 +1,13 @@
 """Two methods one after the other: prune experts first, then channels of those that are left."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from harness.contracts.method import Decision, Method
 from harness.contracts.plan import CompressionPlan, compose
-from harness.contracts.statistics import MoeShape, Statistics, restricted
+from harness.contracts.shape import MoeShape
+from harness.contracts.statistics import Statistics, restricted
 from harness.errors import WinnowError
 from methods.budget import parse_ratio
 
@@ -39,6 +40,10 @@ class Chain:
         return share
 
     @property
+    def version(self) -> str:
+        return f"1 ({self.first.name} {self.first.version}, {self.second.name} {self.second.version})"
+
+    @property
     def requires(self) -> frozenset[str]:
         return self.first.requires | self.second.requires
 
@@ -46,14 +51,12 @@ class Chain:
     def uses_seed(self) -> bool:
         return self.first.uses_seed or self.second.uses_seed
 
-    def check(
-        self, num_experts: int, top_k: int, n_group: int, ratio: str | float | Fraction, shape: MoeShape | None = None
-    ) -> Fraction:
+    def check(self, shape: MoeShape, ratio: str | float | Fraction) -> Fraction:
         exact = parse_ratio(ratio)
-        self.first.check(num_experts, top_k, n_group, exact * self._share(), shape)
-        left = num_experts - math.floor(num_experts * exact * self._share())
+        self.first.check(shape, exact * self._share())
+        left = shape.num_experts - math.floor(shape.num_experts * exact * self._share())
         try:
-            self.second.check(left, top_k, n_group, _rest(exact, Fraction(left, num_experts)), shape)
+            self.second.check(replace(shape, num_experts=left), _rest(exact, Fraction(left, shape.num_experts)))
         except WinnowError as error:
             raise self._of_second_stage(error) from error
         return exact

@@ -4,12 +4,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from typing import ClassVar
 
 import numpy as np
 
 from harness.contracts.method import Decision
 from harness.contracts.plan import CompressionPlan, LayerPlan, prune
-from harness.contracts.statistics import MoeShape, Statistics
+from harness.contracts.shape import MoeShape
+from harness.contracts.statistics import Statistics
 from harness.errors import WinnowError
 from methods.budget import as_decimal, as_written, check_any_number, parse_ratio
 from methods.checks import check_option, finite, statistic, warn_of_never_routed
@@ -58,6 +60,8 @@ class Coverage:
     on (a group-limited one) and for experts that share a tensor (gpt-oss, Granite), and so a width.
     """
 
+    version: ClassVar[str] = "1"
+
     name: str
     channel_score: str = "activation"
     expert_weight: str = "attribution"
@@ -101,25 +105,23 @@ class Coverage:
         """The fewest channels of an expert that stays: ``min_channels``, rounded up to a multiple of ``align``."""
         return -(-self.min_channels // self.align) * self.align
 
-    def check(
-        self, num_experts: int, top_k: int, n_group: int, ratio: str | float | Fraction, shape: MoeShape | None = None
-    ) -> Fraction:
-        """Without a ``shape`` it is not known how many channels an expert has: ``decide`` finds too high a ratio."""
+    def check(self, shape: MoeShape, ratio: str | float | Fraction) -> Fraction:
+        """Where the width is not known, ``decide`` finds too high a ratio."""
         exact = parse_ratio(ratio)
         if self.layout == "ragged" and exact > 0:
             ragged = f"method '{self.name}': layout=ragged"
-            check_any_number(ragged, "layout=uniform", top_k, n_group, shape)
-            if shape is not None and shape.one_width:
+            check_any_number(ragged, "layout=uniform", shape)
+            if shape.one_width:
                 raise WinnowError(
                     f"{ragged} does not fit this architecture: the experts of a layer share a tensor, in which padding "
                     "would take the room of what is removed; use layout=uniform"
                 )
-        if shape is not None:
-            self._kept_channels([num_experts] * shape.layers, shape.width, top_k, exact)
+        if shape.width is not None:
+            self._kept_channels([shape.num_experts] * shape.layers, shape.width, shape.top_k, exact)
         return exact
 
     def decide(self, statistics: Statistics, ratio: Fraction, seed: int) -> Decision:
-        self.check(statistics.num_experts, statistics.top_k, statistics.n_group, ratio)
+        self.check(statistics.shape, ratio)
         layers = sorted(statistics.layers)
         if self.requires:
             ragged = "they are removed first" if self.layout == "ragged" else "their first channels are kept"

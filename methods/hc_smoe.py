@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import ClassVar
 
 import numpy as np
 
@@ -33,6 +34,8 @@ class HCSMoE:
     missing or not finite.
     """
 
+    version: ClassVar[str] = "1"
+
     name: str
     linkage: str = "average"
     max_group_size: int | None = None
@@ -56,7 +59,7 @@ class HCSMoE:
     check = staticmethod(checked_ratio)
 
     def decide(self, statistics: Statistics, ratio: Fraction, seed: int) -> Decision:
-        count = kept_experts(statistics.num_experts, statistics.top_k, ratio, statistics.n_group)
+        count = kept_experts(statistics.shape, ratio)
         layers = sorted(statistics.layers)
         groups = {
             layer: agglomerate(statistic(statistics, layer, "output_mean"), count, self.linkage, self.max_group_size)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import ClassVar
 
 import numpy as np
 
@@ -39,6 +40,8 @@ class MSMoE:
     option, a ratio that does not fit, and statistics or weights that are missing or not finite.
     """
 
+    version: ClassVar[str] = "1"
+
     name: str
     variant: str = "exact"
     alignment: str = "dominant"
@@ -58,7 +61,7 @@ class MSMoE:
     check = staticmethod(checked_ratio)
 
     def decide(self, statistics: Statistics, ratio: Fraction, seed: int) -> Decision:
-        count = kept_experts(statistics.num_experts, statistics.top_k, ratio, statistics.n_group)
+        count = kept_experts(statistics.shape, ratio)
         layers = sorted(statistics.layers)
         frequency = {layer: statistic(statistics, layer, "frequency") for layer in layers}
         warn_of_never_routed(statistics, "they add nothing to their group's average")

@@ -4,12 +4,14 @@ import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import ClassVar
 
 import numpy as np
 
 from harness.contracts.method import Decision
 from harness.contracts.plan import CompressionPlan, prune
-from harness.contracts.statistics import MoeShape, Routing, Statistics
+from harness.contracts.shape import MoeShape
+from harness.contracts.statistics import Routing, Statistics
 from harness.errors import WinnowError
 from methods.budget import kept_experts, parse_ratio
 from methods.checks import finite, statistic
@@ -37,6 +39,8 @@ class NAEE:
     router, whose groups must stay equal while single experts go.
     """
 
+    version: ClassVar[str] = "1"
+
     name: str
     exhaustive_up_to: int = 16
 
@@ -55,18 +59,16 @@ class NAEE:
     def uses_seed(self) -> bool:
         return False
 
-    def check(
-        self, num_experts: int, top_k: int, n_group: int, ratio: str | float | Fraction, shape: MoeShape | None = None
-    ) -> Fraction:
-        if n_group > 1:
+    def check(self, shape: MoeShape, ratio: str | float | Fraction) -> Fraction:
+        if shape.n_group > 1:
             raise WinnowError(f"method '{self.name}' does not fit a group-limited router; use method=reap")
-        kept_experts(num_experts, top_k, ratio, n_group, 0 if shape is None else shape.fewest_rows)
+        kept_experts(shape, ratio)
         return parse_ratio(ratio)
 
     def decide(self, statistics: Statistics, ratio: Fraction, seed: int) -> Decision:
         num_experts = statistics.num_experts
-        self.check(num_experts, statistics.top_k, statistics.n_group, ratio)
-        count = kept_experts(num_experts, statistics.top_k, ratio, statistics.n_group)
+        self.check(statistics.shape, ratio)
+        count = kept_experts(statistics.shape, ratio)
         search = best_subset if num_experts <= self.exhaustive_up_to else greedy_subset
         kept: dict[int, Sequence[int]] = {}
         saliency = {}

@@ -3,12 +3,14 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import ClassVar
 
 import numpy as np
 
 from harness.contracts.method import Decision
 from harness.contracts.plan import CompressionPlan, prune
-from harness.contracts.statistics import MoeShape, Statistics
+from harness.contracts.shape import MoeShape
+from harness.contracts.statistics import Statistics
 from harness.errors import WinnowError
 from methods import criteria
 from methods.budget import check_any_number, kept_experts, parse_ratio
@@ -33,6 +35,8 @@ class ExpertPruning:
     finite, and for ``global`` with a group-limited router.
     """
 
+    version: ClassVar[str] = "1"
+
     name: str
     criterion: str
     scope: str = "layer"
@@ -52,18 +56,16 @@ class ExpertPruning:
     def uses_seed(self) -> bool:
         return self.criterion == "random"
 
-    def check(
-        self, num_experts: int, top_k: int, n_group: int, ratio: str | float | Fraction, shape: MoeShape | None = None
-    ) -> Fraction:
-        kept_experts(num_experts, top_k, ratio, n_group, 0 if shape is None else shape.fewest_rows)
+    def check(self, shape: MoeShape, ratio: str | float | Fraction) -> Fraction:
+        kept_experts(shape, ratio)
         if self.scope == "global":
-            check_any_number("scope=global", "scope=layer", top_k, n_group, shape)
+            check_any_number("scope=global", "scope=layer", shape)
         return parse_ratio(ratio)
 
     def decide(self, statistics: Statistics, ratio: Fraction, seed: int) -> Decision:
         num_experts, top_k, n_group = statistics.num_experts, statistics.top_k, statistics.n_group
-        self.check(num_experts, top_k, n_group, ratio)
-        count = kept_experts(num_experts, top_k, ratio, n_group)
+        self.check(statistics.shape, ratio)
+        count = kept_experts(statistics.shape, ratio)
         saliency = {layer: self._saliency(statistics, layer, seed) for layer in sorted(statistics.layers)}
         if self.requires:
             warn_of_never_routed(statistics, "saliencies over routed tokens are 0 for them, so they go first")

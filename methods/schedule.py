@@ -3,10 +3,10 @@
 import math
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
 
-from harness.contracts.method import Decision
+from harness.contracts.method import Decision, Method
 from harness.contracts.plan import compose
+from harness.contracts.shape import MoeShape
 from harness.errors import WinnowError
 from methods.budget import as_written
 from methods.naee import NAEE
@@ -29,7 +29,7 @@ class Schedule:
         if type(self.rounds) is not int or self.rounds < 1:
             raise WinnowError(f"schedule.rounds must be a whole number of at least 1, not {self.rounds}")
 
-    def check(self, method: Any, num_experts: int, n_group: int, ratio: Fraction) -> None:
+    def check(self, method: Method, shape: MoeShape, ratio: Fraction) -> None:
         """Raises WinnowError where more than one round of ``method`` is impossible or would change nothing.
 
         ``ratio`` is one that ``method.check`` has accepted.
@@ -50,6 +50,7 @@ class Schedule:
                 f"method '{method.name}' reads no statistics, so that a calibration pass before each round changes "
                 "nothing: use schedule=one_shot"
             )
+        num_experts, n_group = shape.num_experts, shape.n_group
         steps = math.floor(num_experts * ratio) // n_group
         if self.rounds > steps:
             at_once = "one expert" if n_group == 1 else f"one expert of each of {n_group} router groups"
@@ -58,13 +59,14 @@ class Schedule:
                 f"{num_experts} experts, and a round at least {at_once}, so use schedule.rounds={max(steps, 1)} or less"
             )
 
-    def ratios(self, num_experts: int, n_group: int, ratio: Fraction) -> list[Fraction]:
+    def ratios(self, shape: MoeShape, ratio: Fraction) -> list[Fraction]:
         """Of each round, the share that it removes of the experts that are then left; in all ``ratio`` goes.
 
         Each leaves a number of experts that the router's groups can share evenly.
         """
         if self.rounds == 1:
             return [ratio]
+        num_experts, n_group = shape.num_experts, shape.n_group
         steps = math.floor(num_experts * ratio) // n_group
         left = [num_experts - n_group * (steps * number // self.rounds) for number in range(self.rounds + 1)]
         return [1 - Fraction(after, before) for before, after in zip(left, left[1:], strict=False)]

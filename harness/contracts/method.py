@@ -1,4 +1,4 @@
-"""What a method is and what it returns, and the checks that all methods make on their statistics."""
+"""What a method is, and what it returns."""
 
 from dataclasses import dataclass
 from fractions import Fraction
@@ -7,7 +7,8 @@ from typing import Protocol
 import numpy as np
 
 from harness.contracts.plan import CompressionPlan
-from harness.contracts.statistics import MoeShape, Statistics
+from harness.contracts.shape import MoeShape
+from harness.contracts.statistics import Statistics
 
 
 @dataclass(frozen=True)
@@ -27,13 +28,17 @@ class Method(Protocol):
 
     ``requires`` names the statistics (of ``harness.contracts.statistics.STATISTICS``) that the calibration pass must
     collect. Expert weights are not named there: ``Statistics.expert_weights`` reads them when asked. ``uses_seed``
-    tells whether the seed changes the plan. ``check`` returns the ratio as it is written, exact; it raises WinnowError
-    where the ratio or an option does not fit the model, before anything is computed; without a ``shape`` it checks
-    what it can.
+    tells whether the seed changes the plan. ``version`` is raised by whoever changes what the method decides: it is
+    part of a cell's id, so that old and new plans are not taken for one another (of a method made of others it names
+    theirs too). ``check`` returns the ratio as it is written, exact; it raises WinnowError where the ratio or an option
+    does not fit the model, before anything is computed.
     """
 
     @property
     def name(self) -> str: ...
+
+    @property
+    def version(self) -> str: ...
 
     @property
     def requires(self) -> frozenset[str]: ...
@@ -41,8 +46,6 @@ class Method(Protocol):
     @property
     def uses_seed(self) -> bool: ...
 
-    def check(
-        self, num_experts: int, top_k: int, n_group: int, ratio: str | float | Fraction, shape: MoeShape | None = None
-    ) -> Fraction: ...
+    def check(self, shape: MoeShape, ratio: str | float | Fraction) -> Fraction: ...
 
     def decide(self, statistics: Statistics, ratio: Fraction, seed: int) -> Decision: ...

@@ -64,8 +64,8 @@ class Record:
     score the model, where the model's numbers are not finite; ``contamination`` task -> how many of its items the
     calibration corpus holds (see ``harness/data/contamination.py``).
 
-    ``method_version`` and ``task_versions`` (task -> version) tell by which behaviour of the method and of each task the
-    numbers came about; ``was`` holds the ids that the cell had before.
+    ``method_version`` and ``task_versions`` (task -> version) tell by which behaviour of the method and of each task
+    the numbers came about; ``was`` holds the ids that the cell had before.
     """
 
     cell: dict[str, Any]

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from harness.contracts.shape import MoeShape
 from harness.errors import WinnowError
 
 # name -> shape and meaning. E experts, H hidden size, I channels; t runs over the T non-padding tokens of the corpus,
@@ -51,20 +52,6 @@ def sampled_tokens(num_experts: int) -> int:
 
 
 @dataclass(frozen=True)
-class MoeShape:
-    """What bounds a plan beside the numbers of experts, top-k and router groups; known from config.json alone.
-
-    ``layers`` MoE layers whose experts have ``width`` channels; a layer runs with ``fewest_rows`` router rows and more.
-    ``one_width``: the experts of a layer share a tensor, and so a width.
-    """
-
-    layers: int
-    width: int
-    fewest_rows: int
-    one_width: bool = False
-
-
-@dataclass(frozen=True)
 class ExpertWeights:
     """The matrices of one gated expert in the layout of ``nn.Linear``: gate and up (I, H), down (H, I)."""
 
@@ -104,6 +91,10 @@ class Statistics:
     expert_weights: Callable[[int, int], ExpertWeights] = field(default=_no_weights, repr=False)
     experts_left: Mapping[int, int] = field(default_factory=dict)
     router: Callable[[int, np.ndarray], Routing] = field(default=_no_router, repr=False)
+
+    @property
+    def shape(self) -> MoeShape:
+        return MoeShape(self.num_experts, self.top_k, self.n_group, layers=len(self.layers))
 
     def experts_in(self, layer: int) -> int:
         return self.experts_left.get(layer, self.num_experts)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from harness.contracts.statistics import MoeShape
+from harness.contracts.shape import MoeShape
 from harness.errors import WinnowError
 from harness.families.tensors import ExpertTensor, separate
 from harness.families.vllm_support import Served
@@ -91,8 +91,19 @@ class Family:
         return groups * max(self.judged_by, -(-self.top_k(config) // chosen_groups))
 
     def shape(self, config: Mapping[str, Any]) -> MoeShape:
-        width = _one_number(config, self.width_key)
-        return MoeShape(len(self.moe_layers(config)), width, self.fewest_rows(config), self.stacks_experts)
+        return MoeShape(
+            self.num_experts(config),
+            self.top_k(config),
+            self.router_groups(config),
+            len(self.moe_layers(config)),
+            self.width(config),
+            self.fewest_rows(config),
+            self.stacks_experts,
+        )
+
+    def width(self, config: Mapping[str, Any]) -> int:
+        """The channels of a routed expert."""
+        return _one_number(config, self.width_key)
 
     def with_num_experts(self, config: Mapping[str, Any], count: int) -> dict[str, Any]:
         """The config with every key for the number of experts set to ``count``."""

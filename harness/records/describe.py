@@ -17,7 +17,7 @@ PACKAGES = ("moe-winnow", "torch", "transformers", "safetensors", "tokenizers", 
 
 def expert_width(folder: Path) -> int:
     config = read_config(folder)
-    return family_of(config).shape(config).width
+    return family_of(config).width(config)
 
 
 def plan_summary(plan: Any, width: int, thresholds: Mapping[int, Threshold]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from fractions import Fraction
 
 import pytest
 
+from harness.contracts.shape import MoeShape
 from harness.errors import WinnowError
 from methods.budget import as_decimal, kept_experts, parse_ratio
 
@@ -37,34 +38,34 @@ def test_ratios_that_are_no_numbers_are_refused(bad):
 
 def test_the_count_is_that_of_exact_decimal_arithmetic():
     """E=60, ratio 0.55 and E=160, ratio 0.8 are where binary floats give one expert too few."""
-    assert (kept_experts(60, 4, 0.55), kept_experts(160, 8, "0.8")) == (27, 32)
+    assert (kept_experts(MoeShape(60, 4), 0.55), kept_experts(MoeShape(160, 8), "0.8")) == (27, 32)
     for num_experts in (8, 16, 60, 64, 160):
         for hundredths in range(0, 90):
             ratio = Decimal(hundredths) / 100
             removed = int(num_experts * ratio)  # Decimal is exact here; int cuts towards zero
-            assert kept_experts(num_experts, 1, str(ratio)) == num_experts - removed
+            assert kept_experts(MoeShape(num_experts, 1), str(ratio)) == num_experts - removed
 
 
 @pytest.mark.parametrize(("num_experts", "top_k"), [(8, 2), (60, 4), (64, 8), (128, 8), (16, 16), (7, 3), (384, 8)])
 def test_too_few_for_top_k_names_the_largest_ratio_that_works(num_experts, top_k):
     ratio = Fraction(num_experts - top_k + 1, num_experts)
     with pytest.raises(WinnowError, match=f"top-k = {top_k}") as error:
-        kept_experts(num_experts, top_k, ratio)
+        kept_experts(MoeShape(num_experts, top_k), ratio)
     largest = re.search(r"largest ratio that works is ([\d.]+) ", str(error.value)).group(1)
-    assert kept_experts(num_experts, top_k, largest) == top_k
+    assert kept_experts(MoeShape(num_experts, top_k), largest) == top_k
 
 
 def test_group_limited_routers_need_a_multiple_of_their_groups():
-    assert kept_experts(16, 2, 0.25, n_group=4) == 12
+    assert kept_experts(MoeShape(16, 2, n_group=4), 0.25) == 12
     with pytest.raises(WinnowError, match="nearest ratios") as error:
-        kept_experts(16, 2, 0.4, n_group=4)
+        kept_experts(MoeShape(16, 2, n_group=4), 0.4)
     nearest = re.findall(r"0\.\d+", str(error.value).split("nearest")[1])
-    assert [kept_experts(16, 2, r, n_group=4) for r in nearest] == [16 - 4, 16 - 8]
+    assert [kept_experts(MoeShape(16, 2, n_group=4), r) for r in nearest] == [16 - 4, 16 - 8]
     with pytest.raises(WinnowError, match="largest ratio") as error:
-        kept_experts(16, 5, 0.9, n_group=4)  # 8 is the smallest multiple of 4 that is not below 5
+        kept_experts(MoeShape(16, 5, n_group=4), 0.9)  # 8 is the smallest multiple of 4 that is not below 5
     assert "0.5 (8 of 16 removed)" in str(error.value)
     with pytest.raises(WinnowError, match="contradicts itself"):
-        kept_experts(10, 2, 0, n_group=4)
+        kept_experts(MoeShape(10, 2, n_group=4), 0)
 
 
 @pytest.mark.parametrize("num_experts", [1, 3, 7, 48, 60, 128, 512])
@@ -80,8 +81,8 @@ def test_fewer_rows_than_a_router_needs_are_refused():
     with pytest.raises(
         WinnowError, match=r"leaves 4 of 16 experts, fewer than the 8 that the router needs; .* is 0.5 "
     ):
-        kept_experts(16, 4, 0.75, n_group=4, fewest=8)
-    assert kept_experts(16, 4, 0.5, n_group=4, fewest=8) == 8
-    assert kept_experts(16, 4, 0.75, n_group=4) == 4
+        kept_experts(MoeShape(16, 4, n_group=4, fewest_rows=8), 0.75)
+    assert kept_experts(MoeShape(16, 4, n_group=4, fewest_rows=8), 0.5) == 8
+    assert kept_experts(MoeShape(16, 4, n_group=4), 0.75) == 4
     with pytest.raises(WinnowError, match="contradicts itself"):
-        kept_experts(8, 2, 0, fewest=9)
+        kept_experts(MoeShape(8, 2, fewest_rows=9), 0)

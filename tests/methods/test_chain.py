@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from harness.contracts.plan import CompressionPlan, LayerPlan, NewExpert, Source, compose, identity, prune, validate
+from harness.contracts.shape import MoeShape
 from harness.contracts.statistics import restricted
 from harness.errors import WinnowError
 from methods.chain import Chain
@@ -78,22 +79,22 @@ def test_a_chain_asks_for_what_its_stages_ask_for():
     assert chain.requires == REAP.requires | Coverage("coverage").requires
     assert not chain.uses_seed
     assert Chain("c", ExpertPruning("random", "random"), Coverage("coverage")).uses_seed
-    assert chain.check(12, 3, 1, 0.5) == Fraction(1, 2)
+    assert chain.check(MoeShape(12, 3), 0.5) == Fraction(1, 2)
     with pytest.raises(WinnowError, match="fewer than top-k = 3"):
-        Chain("c", REAP, Coverage("coverage"), 1).check(12, 3, 1, "5/6")
-    assert Chain("c", REAP, Coverage("coverage"), 0.5).check(12, 3, 1, "5/6") == Fraction(5, 6)
+        Chain("c", REAP, Coverage("coverage"), 1).check(MoeShape(12, 3), "5/6")
+    assert Chain("c", REAP, Coverage("coverage"), 0.5).check(MoeShape(12, 3), "5/6") == Fraction(5, 6)
 
 
 def test_the_second_stage_is_checked_for_the_experts_that_the_first_leaves():
     """At 0.6 of 12 experts of 24 channels: nine experts of 12 have room, twelve do not."""
     options = {"layout": "uniform", "layer_budget": "uniform", "min_channels": 12}
-    assert chained("0.5", **options).check(12, 3, 1, "0.6", SHAPE) == Fraction(3, 5)
+    assert chained("0.5", **options).check(SHAPE, "0.6") == Fraction(3, 5)
     with pytest.raises(WinnowError, match="after its first stage 'frequency': .* too few for 12 in every expert"):
-        chained("0", **options).check(12, 3, 1, "0.6", SHAPE)
+        chained("0", **options).check(SHAPE, "0.6")
     plan = chained("0.5", **options).decide(wide_case(1), Fraction(3, 5), 0).plan
     assert all({*widths} == {0, 13} for widths in widths_of(plan, 24).values())
     with pytest.raises(WinnowError, match="after its first stage 'frequency': .* share a tensor"):
-        chained("0.5").check(12, 3, 1, "0.6", replace(SHAPE, one_width=True))
+        chained("0.5").check(replace(SHAPE, one_width=True), "0.6")
 
 
 def test_what_cannot_be_chained_is_refused():

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from harness.contracts.plan import CompressionPlan, validate
-from harness.contracts.statistics import ExpertWeights, MoeShape, Statistics
+from harness.contracts.shape import MoeShape
+from harness.contracts.statistics import ExpertWeights, Statistics
 from harness.errors import WinnowError
 from methods.coverage import Coverage
 from methods.coverage_budget import smoothed_loss
@@ -17,7 +18,7 @@ from tests.tiny import FAMILY_NAMES
 
 RATIOS = [Fraction(1, 8), Fraction(1, 4), Fraction(3, 8), Fraction(1, 2), Fraction(3, 5)]
 PLAIN = {"min_channels": 1, "align": 1}
-SHAPE = MoeShape(layers=3, width=24, fewest_rows=3)  # that of wide_case
+SHAPE = MoeShape(12, 3, layers=3, width=24, fewest_rows=3)  # that of wide_case
 
 
 def wide_case(seed: int, layers: int = 3, num_experts: int = 12, width: int = 24, top_k: int = 3) -> Statistics:

@@ -6,6 +6,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
+from harness.contracts.shape import MoeShape
 from harness.errors import WinnowError
 from methods.coverage import Coverage
 from methods.coverage_budget import adjusted_widths, apportion, nearest_multiple
@@ -117,8 +118,8 @@ def test_the_largest_ratio_that_is_named_works():
 def test_what_does_not_fit_the_shape_is_refused_before_there_are_statistics(options: dict, ratio: str, message: str):
     method = Coverage("c", **options)
     with pytest.raises(WinnowError, match=f"method 'c': .*{message}"):
-        method.check(12, 3, 1, ratio, SHAPE)
-    assert method.check(12, 3, 1, ratio) == Fraction(ratio)
+        method.check(SHAPE, ratio)
+    assert method.check(MoeShape(12, 3), ratio) == Fraction(ratio)
 
 
 @pytest.mark.filterwarnings("ignore:.*never routed")
@@ -129,7 +130,7 @@ def test_the_nearest_ratios_that_are_named_work():
         with pytest.raises(WinnowError, match="cannot share; the nearest ratios that work: 0.734 and 0.75$"):
             method.decide(statistics, Fraction(864 - kept, 864), 0)
     for ratio, kept in (("0.734", 230), ("0.75", 216)):
-        plan = method.decide(statistics, method.check(12, 3, 1, ratio, SHAPE), 0).plan
+        plan = method.decide(statistics, method.check(SHAPE, ratio), 0).plan
         assert sum(map(sum, widths_of(plan, 24).values())) == kept
 
 
@@ -137,19 +138,19 @@ def test_experts_that_share_a_tensor_and_routers_that_need_more_rows_need_the_un
     ragged, uniform = Coverage("c"), Coverage("c", layout="uniform")
     stacked, hungry = replace(SHAPE, one_width=True), replace(SHAPE, fewest_rows=4)
     with pytest.raises(WinnowError, match="experts of a layer share a tensor.* use layout=uniform"):
-        ragged.check(12, 3, 1, "1/2", stacked)
+        ragged.check(stacked, "1/2")
     with pytest.raises(WinnowError, match="may leave top-k = 3 .*, but the router needs 4; use layout=uniform"):
-        ragged.check(12, 3, 1, "1/2", hungry)
+        ragged.check(hungry, "1/2")
     for shape in (stacked, hungry):
-        assert uniform.check(12, 3, 1, "1/2", shape) == Fraction(1, 2)
-        assert ragged.check(12, 3, 1, 0, shape) == 0
+        assert uniform.check(shape, "1/2") == Fraction(1, 2)
+        assert ragged.check(shape, 0) == 0
 
 
 def test_a_group_limited_router_needs_the_uniform_layout():
     with pytest.raises(WinnowError, match="does not fit a group-limited router; use layout=uniform"):
-        Coverage("c").check(8, 2, 4, "1/2")
-    assert Coverage("c", layout="uniform").check(8, 2, 4, "1/2") == Fraction(1, 2)
-    assert Coverage("c").check(8, 2, 1, 0.55) == Fraction(11, 20)
+        Coverage("c").check(MoeShape(8, 2, 4), "1/2")
+    assert Coverage("c", layout="uniform").check(MoeShape(8, 2, 4), "1/2") == Fraction(1, 2)
+    assert Coverage("c").check(MoeShape(8, 2), 0.55) == Fraction(11, 20)
 
 
 @pytest.mark.filterwarnings("ignore:.*never routed")

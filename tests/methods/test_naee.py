@@ -11,6 +11,7 @@ from torch import nn
 
 from harness.calibration.calibrate import calibrate
 from harness.calibration.tokens import TokenSequence
+from harness.contracts.shape import MoeShape
 from harness.contracts.statistics import restricted, sampled_tokens
 from harness.errors import WinnowError
 from harness.families.table import FAMILIES
@@ -147,7 +148,7 @@ def test_restricted_statistics_route_among_what_is_left():
 
 def test_what_does_not_fit_is_refused():
     with pytest.raises(WinnowError, match="'naee' does not fit a group-limited router"):
-        NAEE("naee").check(8, 2, 2, HALF)
+        NAEE("naee").check(MoeShape(8, 2, 2), HALF)
     with pytest.raises(WinnowError, match="exhaustive_up_to must be a whole number of at least 0, not -1"):
         NAEE("naee", -1)
     case = made_up_case(8, layers=(0,), num_experts=6, top_k=2)

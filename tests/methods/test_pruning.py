@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from harness.contracts.plan import validate
-from harness.contracts.statistics import MoeShape
+from harness.contracts.shape import MoeShape
 from harness.errors import WinnowError
 from methods import criteria
 from methods.prune_experts import ExpertPruning
@@ -227,11 +227,13 @@ def test_unknown_options_list_the_known_ones():
 
 def test_what_the_router_cannot_run_with_is_refused_before_there_are_statistics():
     everywhere, by_layer = ExpertPruning("r", "reap", "global"), ExpertPruning("r", "reap")
-    shape = MoeShape(layers=2, width=16, fewest_rows=4)
+    shape = MoeShape(8, 2, layers=2, width=16, fewest_rows=4)
     with pytest.raises(WinnowError, match="scope=global does not fit a group-limited router; use scope=layer"):
-        everywhere.check(8, 2, 2, "1/4")
+        everywhere.check(MoeShape(8, 2, 2), "1/4")
     with pytest.raises(WinnowError, match="may leave top-k = 2 .*, but the router needs 4; use scope=layer"):
-        everywhere.check(8, 2, 1, "1/4", shape)
+        everywhere.check(shape, "1/4")
     with pytest.raises(WinnowError, match=r"leaves 2 of 8 experts, fewer than the 4 that .* is 0.5 "):
-        by_layer.check(8, 2, 2, "3/4", shape)
-    assert by_layer.check(8, 2, 2, "1/2", shape) == by_layer.check(8, 2, 2, "1/2") == Fraction(1, 2)
+        by_layer.check(replace(shape, n_group=2), "3/4")
+    assert (
+        by_layer.check(replace(shape, n_group=2), "1/2") == by_layer.check(MoeShape(8, 2, 2), "1/2") == Fraction(1, 2)
+    )

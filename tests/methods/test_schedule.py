@@ -5,6 +5,7 @@ import pytest
 
 from harness.contracts.method import Decision
 from harness.contracts.plan import CompressionPlan, prune
+from harness.contracts.shape import MoeShape
 from harness.errors import WinnowError
 from methods.budget import kept_experts
 from methods.chain import Chain
@@ -19,8 +20,8 @@ REAP = ExpertPruning("reap", "reap")
 
 def left_after(schedule: Schedule, num_experts: int, n_group: int, ratio: Fraction) -> list[int]:
     left = [num_experts]
-    for share in schedule.ratios(num_experts, n_group, ratio):
-        left.append(kept_experts(left[-1], 1, share, n_group))
+    for share in schedule.ratios(MoeShape(num_experts, 1, n_group), ratio):
+        left.append(kept_experts(MoeShape(left[-1], 1, n_group), share))
     return left
 
 
@@ -38,9 +39,9 @@ def left_after(schedule: Schedule, num_experts: int, n_group: int, ratio: Fracti
 def test_rounds_remove_equal_shares_and_end_at_the_ratio(rounds, num_experts, n_group, ratio, left):
     exact = Fraction(ratio)
     schedule = Schedule("iterative", rounds)
-    schedule.check(REAP, num_experts, n_group, exact)
+    schedule.check(REAP, MoeShape(num_experts, 1, n_group), exact)
     assert left_after(schedule, num_experts, n_group, exact) == left
-    assert left[-1] == kept_experts(num_experts, 1, exact, n_group)
+    assert left[-1] == kept_experts(MoeShape(num_experts, 1, n_group), exact)
 
 
 REFUSED = {
@@ -57,13 +58,13 @@ REFUSED = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_cannot_be_repeated_is_refused(case):
     method, rounds, ratio, message = REFUSED[case]
-    Schedule("one_shot").check(method, 8, 1, Fraction(ratio))
+    Schedule("one_shot").check(method, MoeShape(8, 1), Fraction(ratio))
     with pytest.raises(WinnowError, match=message):
-        Schedule("iterative", rounds).check(method, 8, 1, Fraction(ratio))
+        Schedule("iterative", rounds).check(method, MoeShape(8, 1), Fraction(ratio))
 
 
 def test_naee_can_be_repeated():
-    Schedule("iterative", 4).check(NAEE("naee"), 8, 1, Fraction(1, 2))
+    Schedule("iterative", 4).check(NAEE("naee"), MoeShape(8, 1), Fraction(1, 2))
 
 
 @pytest.mark.parametrize("rounds", [0, -1, 2.5, "two"])

@@ -17,7 +17,7 @@ from harness.checkpoints.config import read_config
 from harness.checkpoints.layout import layer_layouts
 from harness.checkpoints.load import load_model
 from harness.contracts.plan import CompressionPlan
-from harness.contracts.statistics import MoeShape
+from harness.contracts.shape import MoeShape
 from harness.families.table import FAMILIES
 from methods.coverage import Coverage
 from tests.harness.checkpoints.compressed import compressed_by_hand, logits
@@ -99,9 +99,11 @@ def test_what_cannot_work_is_refused_before_the_calibration_pass(name, tmp_path,
 
 
 def test_the_shape_that_methods_are_checked_with():
-    assert FAMILIES["gpt_oss"].shape(tiny_model("gpt_oss").config.to_dict()) == MoeShape(2, WIDTH, 2, one_width=True)
+    assert FAMILIES["gpt_oss"].shape(tiny_model("gpt_oss").config.to_dict()) == MoeShape(
+        8, 2, 1, 2, WIDTH, 2, one_width=True
+    )
     deepseek = tiny_model("deepseek_v3").config.to_dict()
-    assert FAMILIES["deepseek_v3"].shape(deepseek) == MoeShape(2, WIDTH, fewest_rows=4, one_width=False)
+    assert FAMILIES["deepseek_v3"].shape(deepseek) == MoeShape(8, 2, 2, 2, WIDTH, 4, one_width=False)
 
 
 @pytest.mark.parametrize("budget", ["uniform", "coverage"])
@@ -117,7 +119,7 @@ def test_stacked_experts_lose_the_same_number_of_channels(family, budget, tmp_pa
         tmp_path / "model", lambda: model, sequences, method.requires, tmp_path / "cache", progress=False
     )
     config = read_config(tmp_path / "model")
-    method.check(8, 2, 1, "3/8", FAMILIES[family].shape(config))
+    method.check(FAMILIES[family].shape(config), "3/8")
     plan = method.decide(statistics, Fraction(3, 8), 0).plan
     sizes = apply_plan(tmp_path / "model", plan, tmp_path / "out", progress=False)
     assert len({new.channels for layer in plan.layers for new in layer.experts}) > 8
