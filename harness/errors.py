@@ -1,4 +1,4 @@
-"""The one exception a person at the keyboard is meant to read."""
+"""The errors that a person at the keyboard is meant to read."""
 
 
 class WinnowError(Exception):
@@ -10,3 +10,8 @@ class WinnowError(Exception):
 
 class BrokenModel(WinnowError):
     """The model's numbers are not finite, so a task cannot score it; its record says so and keeps the other tasks."""
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of a library says, in one line: its first, or the name of its kind where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,18 +1,25 @@
 """Files that appear whole or not at all, and locks that go with the process that holds them."""
 
 import errno
+import logging
 import os
 import tempfile
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
+
+from filelock import FileLock, Timeout
 
 from harness.errors import WinnowError
 
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+log = logging.getLogger(__name__)
+
+# What a file is to hold, or what writes it into the open file.
+Content = bytes | Callable[[IO[bytes]], object]
 
 
-def write_files(contents: Mapping[Path, bytes]) -> None:
+def write_files(contents: Mapping[Path, Content]) -> None:
     """Writes files, in order, each atomically; all of them are on disk under temporary names before the first
     is put in place, so a full disk leaves every old file as it was.
 
@@ -26,7 +33,10 @@ def write_files(contents: Mapping[Path, bytes]) -> None:
             handle, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=".tmp", dir=path.parent)
             temporary[path] = Path(name)
             with os.fdopen(handle, "wb") as file:
-                file.write(content)
+                if isinstance(content, bytes):
+                    file.write(content)
+                else:
+                    content(file)
                 file.flush()
                 os.fsync(file.fileno())
             # mkstemp makes files that only their owner reads; records are for everyone the umask lets in.
@@ -41,6 +51,33 @@ def write_files(contents: Mapping[Path, bytes]) -> None:
                 left_over.unlink(missing_ok=True)
 
 
+@contextmanager
+def locked(path: Path, waiting: str) -> Iterator[None]:
+    """Meanwhile this process alone holds the lock file ``path``; says ``waiting`` where it has to wait for it.
+
+    The lock is the kernel's: it goes with a process that dies. Raises WinnowError where its folder cannot be written.
+    """
+    lock = FileLock(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            log.warning("%s", waiting)  # a warning, so that it is seen where nobody has set up logging
+            lock.acquire()
+    except OSError as error:
+        raise _write_error(path.parent, error) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether the system has refused to write more: the disk is full, or what the user may have of it."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
@@ -48,6 +85,6 @@ def _umask() -> int:
 
 
 def _write_error(folder: Path, error: OSError) -> WinnowError:
-    if error.errno in _FULL:
+    if is_full(error):
         return WinnowError(f"no space left to write in {folder}: free some and run again (finished cells are kept)")
     return WinnowError(f"cannot write in {folder}: {error.strerror or error}: choose a folder that you may write to")

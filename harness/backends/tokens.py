@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from harness.errors import WinnowError
+from harness.errors import WinnowError, first_line
 
 log = logging.getLogger(__name__)
 
@@ -56,9 +56,8 @@ def prompt_text(tokenizer: Any, prompt: str | Sequence[Mapping[str, str]], optio
     try:
         text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=not goes_on, **options)
     except Exception as error:  # of the template's own code
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise WinnowError(
-            f"the model's chat template refuses the task's messages ({reason}): take chat=false"
+            f"the model's chat template refuses the task's messages ({first_line(error)}): take chat=false"
         ) from error
     return str(text).partition(OPEN_END)[0]
 

@@ -10,13 +10,12 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from filelock import FileLock, Timeout
 
 from harness.backends import timed, vllm_guard
 from harness.backends.tokens import (
@@ -35,6 +34,7 @@ from harness.checkpoints.quantize import served_facts, served_folder
 from harness.checkpoints.tokenizer import load_tokenizer
 from harness.contracts.backend import Distributions, LogLikelihood, Sampling, TokenLogprobs
 from harness.errors import WinnowError
+from harness.files import locked
 from harness.progress import bar as progress_bar
 
 # Greedy scoring of a prompt: the engine always writes a token, so one is written and thrown away.
@@ -282,20 +282,11 @@ def _advice(text: str) -> str:
     return first
 
 
-@contextmanager
-def _this_gpu_alone() -> Iterator[None]:
+def _this_gpu_alone() -> AbstractContextManager[None]:
     """Waits until no other cell of this user's has an engine on the same GPUs."""
     name = os.environ.get("CUDA_VISIBLE_DEVICES", "all").replace(",", "-")
-    lock = FileLock(Path(tempfile.gettempdir()) / f"winnow-gpu-{os.getuid()}-{name}.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        print(f"waiting for the GPU ({name}): another cell is using it", file=sys.stderr, flush=True)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
+    lock = Path(tempfile.gettempdir()) / f"winnow-gpu-{os.getuid()}-{name}.lock"
+    return locked(lock, f"waiting for the GPU ({name}): another cell is using it")
 
 
 def open_checkpoint(

@@ -3,18 +3,15 @@
 import hashlib
 import json
 import logging
-import os
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
-from filelock import FileLock, Timeout
 
-from harness.errors import WinnowError
+from harness.files import locked, write_files
 
 log = logging.getLogger(__name__)
 
@@ -58,13 +55,9 @@ def cached_statistics(
     """
     key = hashlib.sha256(json.dumps(key_parts, sort_keys=True).encode()).hexdigest()[:16]
     folder = Path(cache_dir) / key
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder.with_suffix(".lock"))
-        _acquire(lock, key)
-    except OSError as error:
-        raise WinnowError(f"cannot write the calibration cache in {cache_dir}: {error}") from error
-    try:
+    with locked(
+        folder.with_suffix(".lock"), f"waiting for another process that computes calibration statistics {key}"
+    ):
         found = _load(folder)
         if found is not None and needed <= found.names:
             log.info(
@@ -75,21 +68,8 @@ def cached_statistics(
             )
             return found
         collected = compute(needed if found is None else needed | found.names)
-        try:
-            _save(folder, collected, key_parts)
-        except OSError as error:
-            raise WinnowError(f"cannot write the calibration cache in {folder}: {error}") from error
+        _save(folder, collected, key_parts)
         return collected
-    finally:
-        lock.release()
-
-
-def _acquire(lock: FileLock, key: str) -> None:
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        log.info("waiting for another process that computes calibration statistics %s", key)
-        lock.acquire()
 
 
 def _load(folder: Path) -> Collected | None:
@@ -120,7 +100,7 @@ def _save(folder: Path, collected: Collected, key_parts: Mapping[str, Any]) -> N
     arrays = {f"{layer}/{name}": value for layer, named in collected.layers.items() for name, value in named.items()}
     # The manifest comes last and names the arrays' hash, so a write that stops in between is found out.
     packed: Any = arrays  # numpy's stubs take keyword arrays for its other options
-    _write(folder / "statistics.npz", lambda file: np.savez_compressed(file, **packed))
+    write_files({folder / "statistics.npz": lambda file: np.savez_compressed(file, **packed)})
     manifest = {
         **{field: getattr(collected, field) for field in _MANIFEST_FIELDS},
         "key": dict(key_parts),
@@ -128,18 +108,7 @@ def _save(folder: Path, collected: Collected, key_parts: Mapping[str, Any]) -> N
         "statistics_sha256": _sha256(folder / "statistics.npz"),
         "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
-    _write(folder / "manifest.json", lambda file: file.write(json.dumps(manifest, indent=1).encode()))
-
-
-def _write(path: Path, fill: Callable[[BinaryIO], object]) -> None:
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            fill(file)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    write_files({folder / "manifest.json": json.dumps(manifest, indent=1).encode()})
 
 
 def _sha256(path: Path) -> str:

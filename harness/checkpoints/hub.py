@@ -17,7 +17,7 @@ from huggingface_hub.errors import (
 )
 
 from harness.checkpoints.config import read_config
-from harness.errors import WinnowError
+from harness.errors import WinnowError, first_line
 
 _NEEDED = ["*.json", "*.safetensors", "*.txt", "*.model", "*.tiktoken", "*.py", "*.jinja", "LICENSE*", "NOTICE*"]
 
@@ -84,8 +84,4 @@ def _hub_errors(name: str) -> Iterator[None]:
         if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
             advice = f"free some in {constants.HF_HUB_CACHE}, or set HF_HUB_CACHE to a folder on a larger disk"
             raise WinnowError(f"no space left to fetch {model}: {advice}, and run again: it goes on") from error
-        raise WinnowError(f"{model} cannot be fetched: {_first_line(error)}") from error
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise WinnowError(f"{model} cannot be fetched: {first_line(error)}") from error

@@ -13,12 +13,12 @@ from transformers.core_model_loading import MergeModulelist
 from harness.checkpoints.check import check_checkpoint
 from harness.checkpoints.config import read_config
 from harness.checkpoints.experts import padded
-from harness.checkpoints.hub import _first_line, resolve_checkpoint
+from harness.checkpoints.hub import resolve_checkpoint
 from harness.checkpoints.layout import LayerLayout, layer_layouts
 from harness.checkpoints.quantize import served_folder
 from harness.checkpoints.skipping import install as install_skipping
 from harness.checkpoints.skipping import read_betas
-from harness.errors import WinnowError
+from harness.errors import WinnowError, first_line
 from harness.families.family import Family
 from harness.families.table import family_of
 
@@ -58,7 +58,7 @@ def load_model(
         ):
             loaded: Any = AutoModelForCausalLM.from_pretrained(stored, **options)
     except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
-        raise WinnowError(f"cannot load the model {folder}: {_first_line(error)}") from error
+        raise WinnowError(f"cannot load the model {folder}: {first_line(error)}") from error
     model, report = loaded
     for fault in ("missing_keys", "mismatched_keys", "unexpected_keys", "error_msgs"):
         if report[fault]:

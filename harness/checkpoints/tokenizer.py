@@ -4,9 +4,9 @@ from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from harness.checkpoints.hub import _first_line, resolve_checkpoint
+from harness.checkpoints.hub import resolve_checkpoint
 from harness.checkpoints.tiktoken import VOCABULARY, code_file, read_tokenizer
-from harness.errors import WinnowError
+from harness.errors import WinnowError, first_line
 
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "*.model", "*.tiktoken")
 
@@ -24,7 +24,7 @@ def load_tokenizer(path_or_hub_id: str | Path) -> PreTrainedTokenizerBase:
     try:
         tokenizer = _open_tokenizer(folder)
     except Exception as error:  # tokenizers raises bare Exception on a broken file
-        raise WinnowError(f"no usable tokenizer in {folder}: {_first_line(error)}") from error
+        raise WinnowError(f"no usable tokenizer in {folder}: {first_line(error)}") from error
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:
             raise WinnowError(f"the tokenizer in {folder} has neither a padding nor an end-of-text token")
@@ -41,5 +41,5 @@ def _open_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     except Exception as error:
         if not code:
             raise
-        reason = f"{code} is not run, as no code of a checkpoint is, and without it: {_first_line(error)}"
+        reason = f"{code} is not run, as no code of a checkpoint is, and without it: {first_line(error)}"
         raise WinnowError(reason) from error

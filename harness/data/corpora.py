@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.data.sets import staged_rows
-from harness.errors import WinnowError
+from harness.errors import WinnowError, first_line
 
 log = logging.getLogger(__name__)
 
@@ -127,7 +127,7 @@ def hub_dataset(
             where = f"{path} ({split}), row {index}"
             documents.append(_document_of_row({**row, **text, **turns}, text_column or "text", source, where))
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = first_line(error)
         if staged_as:
             reason += f"; without a network: winnow-data stage --calibration {staged_as} --to DIR, then data.root=DIR"
         raise WinnowError(f"cannot load the data set {path} (split {split}): {reason}") from error

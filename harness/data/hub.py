@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.data.sets import DataSet, Row
-from harness.errors import WinnowError
+from harness.errors import WinnowError, first_line
 
 C4_DOCUMENTS = 1100
 FILES = "hf://datasets/"
@@ -58,10 +58,9 @@ def _reaching(name: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, KeyError, datasets.exceptions.DatasetsError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise WinnowError(
-            f"cannot load {name} from the hub ({reason}); without a network: winnow-data stage --only {name} --to DIR "
-            "on a machine with one, then data.root=DIR"
+            f"cannot load {name} from the hub ({first_line(error)}); without a network: winnow-data stage --only "
+            f"{name} --to DIR on a machine with one, then data.root=DIR"
         ) from error
 
 

@@ -20,6 +20,7 @@ from harness.data.packages import Packages
 from harness.data.sets import DATA_SETS, Row, packed_rows, read_manifest, rows, staged_rows
 from harness.errors import WinnowError
 from harness.files import write_files
+from harness.text import aligned
 
 SOURCES = ("auto", "hub", "wheel")
 SEED = 0
@@ -206,7 +207,7 @@ def report(found: Sequence[Staged]) -> str:
             about = one.manifest
             source = about["source"].split(" (sha256")[0]
             lines.append((one.name, f"{about['rows']:,}", source, about.get("licence", "")))
-    text = _table(lines)
+    text = aligned(lines)
     missing = [f"  {one.name}: {one.why}" for one in found if one.manifest is None]
     if missing:
         text += "\n\nnot staged:\n" + "\n".join(missing)
@@ -229,18 +230,11 @@ def listing() -> str:
             corpus = calibration_config(name, None, SEED, None).corpus
             if "staged_as" in corpus:
                 lines.append((name, "corpus", _hub_source(corpus), "-", "not stated", ""))
-    return _table(lines)
+    return aligned(lines)
 
 
 def _hub_source(corpus: Any) -> str:
     return " ".join(str(corpus[key]) for key in ("path", "name", "split") if corpus.get(key))
-
-
-def _table(lines: Sequence[tuple[str, ...]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
-    )
 
 
 if __name__ == "__main__":

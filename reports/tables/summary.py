@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from harness.contracts.record import STAGES, Record, Sample
+from harness.text import aligned
 from reports.numbers.broken import faults
 from reports.numbers.measures import (
     MULTIPLE_CHOICE,
@@ -50,7 +51,7 @@ def cell_table(
         for name in ("model", "method", "ratio", *STAGES, "calibration", "seed")
         if record.cell.get(name) is not None
     )
-    table = _aligned([header, *lines]) if lines else "no scores (suite=none)"
+    table = aligned([header, *lines], rule=True) if lines else "no scores (suite=none)"
     broken = [f"broken: {fault}" for fault in faults(record)]
     return "\n".join([title, *broken, table, *_size_lines(record)])
 
@@ -80,10 +81,3 @@ def _size_lines(record: Record) -> list[str]:
         removed = 1 - sizes["expert_parameters"] / sizes["baseline_expert_parameters"]
         lines.append(f"routed-expert parameters removed: {100 * removed:.1f} %")
     return lines
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    rule = "  ".join("-" * width for width in widths)
-    lines = ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join([lines[0], rule, *lines[1:]])

@@ -246,7 +246,7 @@ def test_pruned_checkpoints_are_plain_ones_for_stock_vllm(
 
 
 def test_two_engines_on_one_gpu_wait_for_each_other(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     from harness.backends.vllm import _this_gpu_alone
 
@@ -262,7 +262,7 @@ def test_two_engines_on_one_gpu_wait_for_each_other(
         waiting.start()
         assert not entered.wait(0.5)
     waiting.join(10)
-    assert entered.is_set() and "waiting for the GPU" in capsys.readouterr().err
+    assert entered.is_set() and "waiting for the GPU" in caplog.text
 
 
 def open_tiny(folder: Path, **options: Any) -> Any:

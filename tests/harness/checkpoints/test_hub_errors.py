@@ -14,7 +14,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 
-from harness.checkpoints import load as loading
+from harness.checkpoints import hub
 from harness.checkpoints.hub import HubOutOfReach, fetch_config, resolve_checkpoint
 from harness.errors import WinnowError
 
@@ -49,8 +49,8 @@ def test_one_line_says_what_to_do(monkeypatch, fetch, case):
     def fail(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr(loading, "snapshot_download", fail)
-    monkeypatch.setattr(loading, "hf_hub_download", fail)
+    monkeypatch.setattr(hub, "snapshot_download", fail)
+    monkeypatch.setattr(hub, "hf_hub_download", fail)
     with pytest.raises(WinnowError, match=message) as caught:
         fetch(NAME)
     assert "\n" not in str(caught.value)
@@ -59,6 +59,6 @@ def test_one_line_says_what_to_do(monkeypatch, fetch, case):
 
 def test_a_config_that_is_no_json_is_said_so(monkeypatch, tmp_path: Path):
     (tmp_path / "config.json").write_text("{")
-    monkeypatch.setattr(loading, "hf_hub_download", lambda name, file: str(tmp_path / file))
+    monkeypatch.setattr(hub, "hf_hub_download", lambda name, file: str(tmp_path / file))
     with pytest.raises(WinnowError, match="not valid JSON"):
         fetch_config(NAME)
