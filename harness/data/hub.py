@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from harness.data.boxed import answer_of
 from harness.data.sets import DataSet, Row
 from harness.errors import WinnowError, first_line
 
@@ -132,26 +133,10 @@ def math_problems(docs: Iterable[Mapping[str, Any]]) -> Iterator[Row]:
             "id": str(index),
             "question": doc["problem"],
             "solution": doc["solution"],
-            "answer": last_boxed(doc["solution"]),
+            "answer": answer_of(doc["solution"]),
             "level": None if level is None else int(level.group()),
             "type": doc["type"] if "type" in doc else doc["subject"],
         }
-
-
-def last_boxed(solution: str) -> str:
-    r"""What the last ``\boxed{...}`` (or ``\fbox``, or ``\boxed`` and a single token) holds; "" where there is none."""
-    start = max(solution.rfind("\\boxed"), solution.rfind("\\fbox"))
-    if start < 0:
-        return ""
-    rest = solution[start:].removeprefix("\\boxed").removeprefix("\\fbox")
-    if not rest.startswith("{"):
-        return rest.strip().partition("$")[0].strip()
-    depth = 0
-    for position, letter in enumerate(rest):
-        depth += (letter == "{") - (letter == "}")
-        if depth == 0:
-            return rest[1:position]
-    return ""
 
 
 def cloze(docs: Iterable[Mapping[str, Any]]) -> Iterator[Row]:

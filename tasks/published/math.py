@@ -16,6 +16,7 @@ from typing import Any
 from harness.contracts.backend import Backend
 from harness.contracts.record import Sample
 from harness.contracts.task import TaskResult
+from harness.data.boxed import last_boxed
 from harness.data.sets import Row
 from harness.errors import WinnowError
 from tasks.published.equality import Comparer
@@ -53,22 +54,11 @@ MATH_SHOTS = (
 SHOTS = {"gsm8k": GSM8K_SHOTS, "math_500": MATH_SHOTS}
 
 
-def last_boxed(text: str) -> str | None:
-    r"""What the last ``\boxed{}`` (or ``\fbox{}``) of the text holds; None where there is none that closes."""
-    for opened in reversed(list(re.finditer(r"\\f?box(?:ed)?\s*\{", text))):
-        depth = 1
-        for place in range(opened.end(), len(text)):
-            depth += (text[place] == "{") - (text[place] == "}")
-            if depth == 0:
-                return text[opened.end() : place].strip()
-    return None
-
-
 def final_answer(text: str) -> str:
     """The answer that a solution ends in, by the rule of this module; nothing where it has none."""
     boxed = last_boxed(text)
     if boxed is not None:
-        return boxed
+        return boxed.strip()
     _, marked, behind = text.rpartition("####")
     if marked:
         return behind.strip().split("\n")[0].strip()

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
-from harness.contracts.task import LogLikelihood
+from harness.contracts.backend import LogLikelihood
 
 
 class ScriptedBackend:

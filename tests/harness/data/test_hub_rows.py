@@ -13,7 +13,7 @@ import pytest
 
 from harness.data import hub as hub_rows
 from harness.data import packages as staging_wheels
-from harness.data.hub import PLUS_RELEASES, last_boxed, packed_tests
+from harness.data.hub import PLUS_RELEASES, packed_tests
 from harness.data.sets import Row, rows
 from harness.errors import WinnowError
 
@@ -105,14 +105,6 @@ def test_math(hub):
     assert rows("math_500") == [
         {"id": "0", "question": "p", "solution": solution, "answer": r"\frac{1}{2}", "level": 4, "type": "Algebra"}
     ]
-
-
-def test_the_last_box():
-    assert last_boxed(r"\boxed{\text{(A)}}") == r"\text{(A)}"
-    assert last_boxed(r"so $\boxed 7$ it is") == "7"
-    assert last_boxed(r"\fbox{3} after \boxed{2}") == "2"
-    assert last_boxed(r"\boxed{unclosed") == ""
-    assert last_boxed("none") == ""
 
 
 def test_text_and_prompts(hub, monkeypatch):

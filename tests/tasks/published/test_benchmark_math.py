@@ -9,7 +9,7 @@ import pytest
 from harness.errors import WinnowError
 from tasks.published import equality as benchmark_equality
 from tasks.published.equality import Comparer, as_number, normalized
-from tasks.published.math import SHOTS, MathBenchmark, few_shot, final_answer, last_boxed
+from tasks.published.math import SHOTS, MathBenchmark, few_shot, final_answer
 from tests.tasks.scripted import ScriptedBackend
 from tests.tasks.staged import stage
 
@@ -40,11 +40,6 @@ HALF = {
 )
 def test_the_final_answer(text: str, answer: str) -> None:
     assert final_answer(text) == answer
-
-
-def test_the_last_box_that_closes() -> None:
-    assert last_boxed("\\boxed{a{b}c} \\fbox{d} \\boxed {e") == "d"
-    assert last_boxed("a box") is None
 
 
 @pytest.mark.parametrize(
