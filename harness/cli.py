@@ -6,7 +6,6 @@ import sys
 import tempfile
 from functools import cache
 from pathlib import Path
-from typing import NoReturn
 
 # Before torch is imported: OpenMP threads that wait for each other actively are far slower than one on a busy
 # machine, and tokenizers must not fork while it computes.
@@ -17,13 +16,12 @@ os.environ.setdefault("HYDRA_FULL_ERROR", "1")
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, MissingConfigException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from harness.cells.sweep import failures, job_count, launched, note_failure
-from harness.errors import WinnowError
+from harness.contracts.record import Record
+from harness.exits import explain, fail
 from harness.reference import model_path
 
 log = logging.getLogger(__name__)
@@ -48,28 +46,28 @@ OmegaConf.register_new_resolver("logs_folder", logs_folder, replace=True)
 def run(config: DictConfig) -> None:
     """One job of Hydra's: one cell."""
     from harness.cells.run import run_cell  # here, so that --help and a misspelt option need no torch
+    from harness.cells.sweep import statistics_of_sweep
 
     logging.captureWarnings(True)
-    job = HydraConfig.get()
+    job, root = HydraConfig.get(), Path(config.output_dir)
     if config.dry_run:
         from harness.cells.dry_run import show
 
         try:
-            show(config, in_sweep=job.mode == RunMode.MULTIRUN)
+            show(config, statistics_of_sweep() if job.mode == RunMode.MULTIRUN else None)
         except Exception as error:
             fail(error)
         return
     if job.mode == RunMode.RUN:
         explicit = any(override.startswith("output_dir=") for override in job.overrides.task)
         try:
-            run_cell(config, artifacts_in_output_dir=explicit)
+            show_record(run_cell(config, artifacts_in_output_dir=explicit), root)
         except Exception as error:
             fail(error)  # here, because Hydra would print a line of its own first
         return
-    root = Path(config.output_dir)
     log.info("[%d/%d] %s", int(job.job.num) + 1, job_count(root), job.job.override_dirname)
     try:
-        run_cell(config, in_sweep=True)
+        show_record(run_cell(config, also=statistics_of_sweep()), root)
     except Exception as error:
         # One broken cell must not end a night's sweep; `main` lists the failures and fails at the end.
         line = explain(error)
@@ -80,30 +78,18 @@ def run(config: DictConfig) -> None:
         note_failure(root, int(job.job.num), job.job.override_dirname, line)
 
 
-def explain(error: BaseException | None) -> str | None:
-    """The one line for a person, where the error is of a kind that a person can mend."""
-    if isinstance(error, MissingConfigException) and error.options:
-        known = ", ".join(sorted(option for option in error.options if not option.startswith("_")))
-        group, _, name = str(error.missing_cfg_file).rpartition("/")
-        return f"unknown {group} '{name}'; known: {known}"
-    while error is not None:
-        if isinstance(error, WinnowError):
-            return str(error)
-        if isinstance(error, HydraException | OmegaConfBaseException) and error.__cause__ is None:
-            return " ".join(str(error).split())
-        if isinstance(error, OSError) and error.filename is not None:
-            return f"{error.strerror}: {error.filename}"
-        error = error.__cause__
-    return None
+def show_record(record: Record, root: Path) -> None:
+    """Print the cell's result table. The table is the reports' own, so both always show the same numbers."""
+    from harness.records.store import RecordStore
+    from reports.tables.summary import cell_table
 
-
-def fail(error: Exception) -> NoReturn:
-    """Print the one line and exit with status 2; an error without such a line is a fault of ours and goes on."""
-    line = explain(error)
-    if line is None:
-        raise error
-    print(f"winnow: {line}", file=sys.stderr)
-    sys.exit(2)
+    cells, baselines = RecordStore(root), RecordStore(root, "baseline")
+    name, beside = record.cell["id"], record.cell.get("baseline", "")
+    store = cells if cells.exists(name) else baselines
+    baseline = baselines.read(beside) if baselines.exists(beside) else None
+    beside_samples = None if baseline is None else baselines.read_samples(beside)
+    table = cell_table(record, baseline, store.read_samples(name), beside_samples)
+    print(f"{table}\nrecord: {store.path(name)}", flush=True)
 
 
 def main() -> None:

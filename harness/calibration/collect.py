@@ -21,19 +21,23 @@ from harness.families.family import Family
 log = logging.getLogger(__name__)
 
 
-def wanted_statistics(setting: str | Sequence[str], needed: frozenset[str]) -> frozenset[str]:
-    """What ``calibration.statistics`` asks for: ``all``, ``needed`` (what the method declares) or a list.
+def wanted_statistics(
+    setting: str | Sequence[str], needed: frozenset[str], also: frozenset[str] = frozenset()
+) -> frozenset[str]:
+    """What ``calibration.statistics`` asks for: ``auto``, ``needed``, ``all`` or a list of names.
 
-    ``all`` lets every later method of a sweep reuse this pass (but for ``RELEASED`` and ``SAMPLED``, each of which only
-    one method reads); a list adds to what the method needs.
+    ``needed`` is what the method declares; ``auto`` adds ``also``, what the other methods of the sweep declare, so that
+    one pass serves them all; ``all`` adds everything but ``RELEASED`` and ``SAMPLED``, each of which only one method
+    reads; a list adds to what the method needs. Raises WinnowError for another setting and for an unknown name.
     """
-    if setting == "all":
-        return (frozenset(STATISTICS) - RELEASED - SAMPLED) | check_names(needed)
-    if setting == "needed":
-        return check_names(needed)
+    named = {"auto": also, "needed": frozenset(), "all": frozenset(STATISTICS) - RELEASED - SAMPLED}
     if isinstance(setting, str):
-        raise WinnowError(f"calibration.statistics must be all, needed or a list of names, not '{setting}'")
-    return check_names(frozenset(setting) | needed)
+        if setting not in named:
+            raise WinnowError(f"calibration.statistics must be {', '.join(named)} or a list of names, not '{setting}'")
+        more = named[setting]
+    else:
+        more = check_names(frozenset(setting))
+    return check_names(needed | more)
 
 
 def check_names(names: frozenset[str]) -> frozenset[str]:

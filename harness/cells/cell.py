@@ -1,8 +1,9 @@
 """What a cell is: its configuration, resolved and checked as far as that costs nothing, and its id."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from harness.backends.choice import choose
+from harness.calibration.collect import wanted_statistics
 from harness.checkpoints.check import check_checkpoint
 from harness.checkpoints.config import read_config
 from harness.checkpoints.fingerprint import model_fingerprint
@@ -19,35 +21,39 @@ from harness.checkpoints.packed_weights import SECTION as QUANTIZED
 from harness.checkpoints.quantize import Quantization
 from harness.checkpoints.skipping import SECTION as SKIPPING
 from harness.checkpoints.skipping import Skip
+from harness.contracts.method import Method, Schedule
+from harness.contracts.shape import MoeShape
 from harness.contracts.statistics import SAMPLED
+from harness.contracts.task import Task
 from harness.data.suites import with_data
 from harness.errors import WinnowError
 from harness.families.family import Family
 from harness.families.table import family_of
-from harness.records.store import cell_id
+from harness.records.identity import identified
 from harness.reference import MODEL_FOLDER
 
 log = logging.getLogger(__name__)
 
-# What of the calibration node cannot change a result: how the pass is run and what else it collects.
-NOT_IDENTITY = ("statistics", "batch_size", "corpus")
-# What of a suite cannot change a result either: where its data lie, and how its judge is reached.
-NOT_IDENTITY_OF_SUITE = ("root", "base_url", "api_key_env", "timeout", "retries", "backoff", "concurrency")
-
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell that is ready to run: nothing of it has been computed, but everything cheap has been checked."""
+    """A cell that is ready to run: nothing of it has been computed, but everything cheap has been checked.
+
+    ``description`` is what its record says of it, ``baseline`` that of the uncompressed model's record. ``statistics``
+    are collected for it; ``shape`` bounds its plan; ``rounds`` holds the exact ratio of each round.
+    """
 
     config: dict[str, Any]
     description: dict[str, Any]
     baseline: dict[str, Any]
     model: Path
     fingerprint: str
-    method: Any
-    top_k: int  # the fewest experts that a layer may be left with
-    schedule: Any
-    rounds: tuple[Any, ...]  # of each round the ratio, exact
+    method: Method
+    shape: MoeShape
+    statistics: frozenset[str]
+    schedule: Schedule
+    rounds: tuple[Fraction, ...]
+    tasks: dict[str, Task]
     lower_top_k: bool = False  # may a layer be left with fewer experts than the model chooses a token?
     quantization: Quantization | None = None
     skip: Skip | None = None
@@ -56,88 +62,121 @@ class Cell:
     def id(self) -> str:
         return self.description["id"]
 
+    @property
+    def is_baseline(self) -> bool:
+        """The uncompressed model itself."""
+        return self.method.name == "none" and self.quantization is None and self.skip is None
 
-def prepare(config: DictConfig) -> Cell:
+    @property
+    def reads_text(self) -> bool:
+        return bool(self.method.requires) or self.skip is not None
+
+    @property
+    def task_versions(self) -> dict[str, str]:
+        return task_versions(self.tasks)
+
+
+def prepare(config: DictConfig, also: frozenset[str] = frozenset()) -> Cell:
     """Resolve the configuration and check what can be checked without loading a weight.
 
     Settings that the method does not use (a seed where nothing is random, a corpus where no statistic is read) do not
-    count: cells that differ only in them are one cell. Raises WinnowError for what does not fit.
+    count: cells that differ only in them are one cell. ``also`` names statistics that other cells of the sweep need.
+    Raises WinnowError for what does not fit.
     """
-    missing = sorted(OmegaConf.missing_keys(config))
-    if missing:
-        raise WinnowError(f"settings without a value: {', '.join(missing)}; give them as {missing[0]}=...")
-    plain: Any = OmegaConf.to_container(config, resolve=True)
-    method = instantiate(config.method)
+    plain = resolved(config)
     folder = resolve_checkpoint(config.model.path)
     model_config = read_config(folder)
     family = family_of(model_config)
     if QUANTIZED in model_config:
         raise WinnowError(f"{folder} is quantised already: give the unquantised model, and what it shall become")
     check_checkpoint(folder, family, model_config)
-    quantization = None if config.quantize.name == "none" else instantiate(config.quantize)
-    if quantization is not None:
-        quantization.check(family, model_config)
-    lower_top_k = lowers_top_k(config, family, model_config)
-    bounds = limits(config, method, family, model_config)
-    experts_and_groups = family.num_experts(bounds), family.router_groups(bounds)
-    top_k = family.top_k(bounds)
-    ratio = method.check(experts_and_groups[0], top_k, experts_and_groups[1], config.ratio, family.shape(bounds))
-    schedule = instantiate(config.schedule)
-    schedule.check(method, *experts_and_groups, ratio)
-    skip = None if config.skip.name == "none" else instantiate(config.skip)
-    if skip is not None:
-        skip.check(family.top_k(model_config))
-        if SKIPPING in model_config:
-            raise WinnowError(f"{folder} skips experts already: give the model that does not")
-        model_config |= {SKIPPING: {}}  # so it will be, which not every backend can
-    fingerprint = model_fingerprint(folder)
+    method: Method = instantiate(config.method)
+    quantization, skip = _stages(config, folder, family, model_config)
+    shape = family.shape(limits(config, method, family, model_config))
+    ratio = method.check(shape, config.ratio)
+    schedule: Schedule = instantiate(config.schedule)
+    schedule.check(method, shape, ratio)
     plain["suite"] = with_data(plain["suite"])
-    tasks = [instantiate(node, _convert_="all") for node in plain["suite"]["tasks"].values()]
-    plain["backend"], why = choose(
-        plain["backend"], model_config, tasks, lambda: anatomy_of_folder(folder, model_config).active_parameters
-    )
-    if why:
-        log.info("backend %s: %s", plain["backend"]["name"], why)
-    calibration = plain["calibration"] if method.requires or skip else {"name": "none"}
-    description = {
+    tasks = tasks_of(plain)
+    plain["backend"] = _backend(plain, folder, model_config if skip is None else model_config | {SKIPPING: {}}, tasks)
+    reads_text = bool(method.requires) or skip is not None
+    said = {
         "model": model_name(config.model),
         "method": method.name,
         "ratio": float(ratio),
-        "calibration": calibration["name"],
+        "calibration": plain["calibration"]["name"] if reads_text else "none",
         "seed": config.seed if method.uses_seed else 0,
         "suite": config.suite.name,
         "backend": plain["backend"]["name"],
     }
-    identity = {
-        "model": {"fingerprint": fingerprint, "dtype": config.model.dtype},
-        "method": plain["method"],
-        "calibration": {key: value for key, value in calibration.items() if key not in NOT_IDENTITY},
-        "suite": _without(plain["suite"], NOT_IDENTITY_OF_SUITE),
-        "layout": config.layout,
-    }
-    if lower_top_k:  # cells from before there was such a setting keep their ids
-        identity["lower_top_k"] = True
-    if plain["backend"]["open"].get("engine"):
-        identity["engine"] = plain["backend"]["open"]["engine"]
-    baseline = description | {"method": "none", "ratio": 0.0, "calibration": "none", "seed": 0}
-    baseline["id"] = cell_id(
-        baseline | {"id": ""}, {key: identity[key] for key in ("model", "suite", "engine") if key in identity}
-    )
-    if quantization is not None:  # likewise
-        description["quantize"] = quantization.label
-        identity["quantize"] = plain["quantize"]
-    if schedule.rounds > 1:  # likewise
-        description["schedule"] = f"{schedule.name}-{schedule.rounds}"
-        identity["schedule"] = plain["schedule"]
+    if quantization is not None:
+        said["quantize"] = quantization.label
+    if schedule.rounds > 1:
+        said["schedule"] = f"{schedule.name}-{schedule.rounds}"
     if skip is not None:
-        description["skip"] = skip.label
-        identity["skip"] = plain["skip"]
-    description |= {"id": cell_id(description, identity), "baseline": baseline["id"]}
-    rounds = tuple(schedule.ratios(*experts_and_groups, ratio))
+        said["skip"] = skip.label
+    fingerprint = model_fingerprint(folder)
+    description, baseline = identified(said, plain, fingerprint, method.version, task_versions(tasks))
     return Cell(
-        plain, description, baseline, folder, fingerprint, method, top_k, schedule, rounds, lower_top_k, quantization,
-        skip,
-    )  # fmt: skip
+        config=plain,
+        description=description,
+        baseline=baseline,
+        model=folder,
+        fingerprint=fingerprint,
+        method=method,
+        shape=shape,
+        statistics=wanted_statistics(plain["calibration"]["statistics"], method.requires, also),
+        schedule=schedule,
+        rounds=tuple(schedule.ratios(shape, ratio)),
+        tasks=tasks,
+        lower_top_k=lowers_top_k(config, family, model_config),
+        quantization=quantization,
+        skip=skip,
+    )
+
+
+def resolved(config: DictConfig, within: str = "") -> dict[str, Any]:
+    """The configuration as plain data. Raises WinnowError for settings (those that start with ``within``) without a
+    value."""
+    missing = sorted(key for key in OmegaConf.missing_keys(config) if key.startswith(within))
+    if missing:
+        raise WinnowError(f"settings without a value: {', '.join(missing)}; give them as {missing[0]}=...")
+    plain: Any = OmegaConf.to_container(config, resolve=True)
+    return plain
+
+
+def tasks_of(plain: Mapping[str, Any]) -> dict[str, Task]:
+    """The tasks of the suite in a resolved configuration, by the suite's names. Raises WinnowError as they do."""
+    return {name: instantiate(node, _convert_="all") for name, node in plain["suite"]["tasks"].items()}
+
+
+def task_versions(tasks: Mapping[str, Task]) -> dict[str, str]:
+    return {name: str(task.version) for name, task in tasks.items()}
+
+
+def _stages(
+    config: DictConfig, folder: Path, family: Family, model_config: Mapping[str, Any]
+) -> tuple[Quantization | None, Skip | None]:
+    """What is done besides the method. Raises WinnowError where the model cannot have it."""
+    quantization: Quantization | None = None if config.quantize.name == "none" else instantiate(config.quantize)
+    if quantization is not None:
+        quantization.check(family, model_config)
+    skip: Skip | None = None if config.skip.name == "none" else instantiate(config.skip)
+    if skip is not None:
+        skip.check(family.top_k(model_config))
+        if SKIPPING in model_config:
+            raise WinnowError(f"{folder} skips experts already: give the model that does not")
+    return quantization, skip
+
+
+def _backend(plain: Mapping[str, Any], folder: Path, served: Mapping[str, Any], tasks: Mapping[str, Task]) -> Any:
+    """The node of the backend that serves the compressed model, whose config.json is ``served`` but for its sizes."""
+    node, why = choose(
+        plain["backend"], served, tasks.values(), lambda: anatomy_of_folder(folder, served).active_parameters
+    )
+    if why:
+        log.info("backend %s: %s", node["name"], why)
+    return node
 
 
 def model_name(node: DictConfig) -> str:
@@ -154,7 +193,7 @@ def lowers_top_k(config: DictConfig, family: Family, model_config: Mapping[str, 
     return bool(config.lower_top_k) or family.top_k(model_config) == family.num_experts(model_config)
 
 
-def limits(config: DictConfig, method: Any, family: Family, model_config: Mapping[str, Any]) -> Mapping[str, Any]:
+def limits(config: DictConfig, method: Method, family: Family, model_config: Mapping[str, Any]) -> Mapping[str, Any]:
     """The config.json that bounds a ratio: the model's, or where top-k is lowered that of one that chooses one expert.
 
     Raises WinnowError where top-k cannot be lowered.
@@ -166,10 +205,3 @@ def limits(config: DictConfig, method: Any, family: Family, model_config: Mappin
     if SAMPLED & set(method.requires):
         raise WinnowError(f"lower_top_k=true does not go with method={method.name}, which runs the router as it is")
     return family.with_top_k(model_config, 1)
-
-
-def _without(node: Any, keys: Sequence[str]) -> Any:
-    """A node of the configuration without these keys, at any depth."""
-    if not isinstance(node, dict):
-        return node
-    return {key: _without(value, keys) for key, value in node.items() if key not in keys}

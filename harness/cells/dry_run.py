@@ -21,11 +21,11 @@ from fractions import Fraction
 from typing import Any
 
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from harness.backends.choice import choose
 from harness.calibration.collect import wanted_statistics
-from harness.cells.cell import limits
+from harness.cells.cell import limits, resolved, tasks_of
 from harness.checkpoints.config import read_config
 from harness.checkpoints.footprint import (
     Anatomy,
@@ -41,35 +41,36 @@ from harness.checkpoints.footprint import (
     statistics_bytes,
 )
 from harness.checkpoints.hub import HubOutOfReach, fetch_config, local_folder
+from harness.checkpoints.quantize import Quantization
 from harness.checkpoints.skipping import SECTION as SKIPPING
+from harness.contracts.method import Method
 from harness.errors import WinnowError
+from harness.text import aligned
 
 LADDER = ("0.125", "0.25", "0.375", "0.5")
 
 
-def show(config: DictConfig, in_sweep: bool = False) -> None:
+def show(config: DictConfig, of_sweep: frozenset[str] | None = None) -> None:
     """Print the report of the cell; of a single one also what other ratios would leave.
 
+    ``of_sweep`` names the statistics that the cell's sweep needs; None outside of one.
     Raises WinnowError where the real run would before it loads a weight; for a ratio of a single cell that does not
     fit, after the report.
     """
-    text, refusal = report(config, in_sweep)
+    text, refusal = report(config, of_sweep)
     print(text, flush=True)
-    if refusal and not in_sweep:
+    if refusal and of_sweep is None:
         raise WinnowError(refusal)
 
 
-def report(config: DictConfig, in_sweep: bool = False) -> tuple[str, str]:
+def report(config: DictConfig, of_sweep: frozenset[str] | None = None) -> tuple[str, str]:
     """The report, and why the ratio that was asked for is refused (empty where it is not)."""
-    missing = sorted(key for key in OmegaConf.missing_keys(config) if key.startswith("model."))
-    if missing:
-        raise WinnowError(f"settings without a value: {', '.join(missing)}; give them as {missing[0]}=...")
-    plain: Any = OmegaConf.to_container(config, resolve=True)
+    plain = resolved(config, within="model.")
     model, source = anatomy(plain["model"])
-    method = instantiate(config.method)
+    method: Method = instantiate(config.method)
     quantization = None if plain["quantize"]["name"] == "none" else instantiate(config.quantize)
     asked = str(config.ratio)
-    ratios = [asked] if in_sweep or method.name == "none" else sorted({*LADDER, asked}, key=_number)
+    ratios = [asked] if of_sweep is not None or method.name == "none" else sorted({*LADDER, asked}, key=_number)
     sizes = {ratio: _after(model, method, ratio, config, quantization) for ratio in ratios}
     left = sizes[asked]
     refusal = left if isinstance(left, str) else ""
@@ -77,9 +78,9 @@ def report(config: DictConfig, in_sweep: bool = False) -> tuple[str, str]:
     with_quantization = "" if quantization is None else f" quantize={quantization.label}"
     blocks = [
         title,
-        _aligned(_architecture(model)),
-        f"method={method.name}{with_quantization}\n{_aligned(_sizes(model, sizes))}",
-        _aligned(_memory(plain, model, method, left, in_sweep)),
+        aligned(_architecture(model)),
+        f"method={method.name}{with_quantization}\n{aligned(_sizes(model, sizes))}",
+        aligned(_memory(plain, model, method, left, of_sweep or frozenset())),
     ]
     return "\n\n".join(blocks) + "\n", refusal
 
@@ -110,13 +111,12 @@ def anatomy(node: Mapping[str, Any]) -> tuple[Anatomy, str]:
 After = tuple[Anatomy, int] | str
 
 
-def _after(model: Anatomy, method: Any, ratio: str, config: DictConfig, quantization: Any) -> After:
-    family = model.family
-    groups = family.router_groups(model.config)
+def _after(model: Anatomy, method: Method, ratio: str, config: DictConfig, quantization: Quantization | None) -> After:
     try:
-        bounds = limits(config, method, family, model.config)
-        exact = method.check(model.num_experts, family.top_k(bounds), groups, ratio, family.shape(bounds))
-        instantiate(config.schedule).check(method, model.num_experts, groups, exact)
+        bounds = limits(config, method, model.family, model.config)
+        shape = model.family.shape(bounds)
+        exact = method.check(shape, ratio)
+        instantiate(config.schedule).check(method, shape, exact)
         if config.skip.name != "none":
             instantiate(config.skip).check(model.top_k)
         after = compressed(model, outcome(method, exact, replace(model, config=bounds), config.seed), config.layout)
@@ -158,13 +158,15 @@ def _sizes(model: Anatomy, sizes: Mapping[str, After]) -> list[Sequence[str]]:
     return rows
 
 
-def _memory(plain: Mapping[str, Any], model: Anatomy, method: Any, asked: After, in_sweep: bool) -> list[Sequence[str]]:
+def _memory(
+    plain: Mapping[str, Any], model: Anatomy, method: Method, asked: After, of_sweep: frozenset[str]
+) -> list[Sequence[str]]:
     settings, dtype = plain["calibration"], plain["model"]["dtype"]
     loaded = _loaded_bytes(model, dtype)
     itemsize = max(1, round(loaded / model.headers.parameters))
     rows: list[Sequence[str]] = [("stage", "memory", "of which")]
-    wish = settings["statistics"] if settings["statistics"] != "auto" else ("all" if in_sweep else "needed")
-    statistics = statistics_bytes(model, wanted_statistics(wish, method.requires)) if method.requires else 0
+    names = wanted_statistics(settings["statistics"], method.requires, of_sweep)
+    statistics = statistics_bytes(model, names) if method.requires else 0
     if method.requires or plain["skip"]["name"] != "none":
         batch, length = settings["batch_size"], settings["max_length"]
         activations = activation_bytes(model, batch * length, itemsize)
@@ -185,7 +187,7 @@ def _memory(plain: Mapping[str, Any], model: Anatomy, method: Any, asked: After,
 def _evaluation(plain: Mapping[str, Any], after: Anatomy, dtype: str, itemsize: int) -> Sequence[str]:
     if not plain["suite"]["tasks"]:
         return ("evaluation", "none", f"suite {plain['suite']['name']} has no tasks")
-    tasks = [instantiate(node, _convert_="all") for node in plain["suite"]["tasks"].values()]
+    tasks = tasks_of(plain).values()
     config = dict(after.config) if plain["skip"]["name"] == "none" else {**after.config, SKIPPING: {}}
     backend, _ = choose(plain["backend"], config, tasks, lambda: after.active_parameters)
     loaded, a_token = _loaded_bytes(after, dtype), cache_bytes_per_token(after.config, itemsize)
@@ -229,13 +231,3 @@ def _count(parameters: int) -> str:
         if parameters >= size:
             return f"{parameters / size:.2f} {unit}"
     return f"{parameters:,}"
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of words in columns; the last word of a row may be long."""
-    widths: dict[int, int] = {}
-    for row in rows:
-        for place, word in enumerate(row[:-1]):
-            widths[place] = max(widths.get(place, 0), len(word))
-    padded = ([*(word.ljust(widths[place]) for place, word in enumerate(row[:-1])), row[-1]] for row in rows)
-    return "\n".join("  ".join(row) for row in padded)

@@ -1,20 +1,20 @@
-"""One cell, from its configuration to its record: calibrate, decide, apply, evaluate, write."""
+"""The story of one cell, from its configuration to its record: calibrate, decide, apply, evaluate, write."""
 
 import hashlib
 import json
 import logging
 import shutil
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from hydra.utils import get_method, instantiate
+from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from harness import progress
 from harness.calibration.cache import Collected
 from harness.calibration.calibrate import calibrate
-from harness.calibration.collect import wanted_statistics
 from harness.calibration.gate_ratios import gate_ratio_counts
 from harness.calibration.tokens import TokenSequence, corpus_fingerprint, tokenize
 from harness.cells.cell import Cell, prepare
@@ -25,179 +25,149 @@ from harness.checkpoints.experts import expert_weights_reader
 from harness.checkpoints.footprint import checkpoint_sizes
 from harness.checkpoints.load import load_model
 from harness.checkpoints.quantize import quantize_checkpoint
-from harness.checkpoints.skipping import Skip, Threshold, write_thresholds
+from harness.checkpoints.skipping import Threshold, write_thresholds
 from harness.checkpoints.tokenizer import load_tokenizer
+from harness.contracts.method import Decision
+from harness.contracts.plan import CompressionPlan
 from harness.contracts.record import Record, Sample
 from harness.contracts.statistics import Statistics
+from harness.contracts.tracker import Tracker
 from harness.data import contamination
 from harness.data.corpora import Document, load_documents
 from harness.errors import WinnowError
 from harness.families.table import family_of
 from harness.files import write_files
 from harness.layers.diagnose import diagnose_cell
-from harness.records.describe import expert_width, plan_summary, size_summary, versions
+from harness.records.describe import plan_summary, size_summary, versions
 from harness.records.store import RecordStore
 
 log = logging.getLogger(__name__)
 
 
-def run_cell(config: DictConfig, in_sweep: bool = False, artifacts_in_output_dir: bool = False) -> Record:
-    """Run one cell, or find its record; returns the record. Raises WinnowError."""
+def run_cell(config: DictConfig, also: frozenset[str] = frozenset(), artifacts_in_output_dir: bool = False) -> Record:
+    """Run one cell, or find its record; returns the record. Raises WinnowError.
+
+    ``also`` names statistics that other cells of the sweep need, so that one calibration pass serves them all.
+    """
     with progress.showing(config.progress):
-        return _run_cell(config, in_sweep, artifacts_in_output_dir)
+        cell = prepare(config, also)
+        root = Path(config.output_dir)
+        tracker: Tracker | None = instantiate(config.tracking) if config.tracking else None
+        baseline = _baseline(cell, root, tracker) if cell.tasks else None
+        if cell.is_baseline and baseline is not None:
+            return baseline
+        folder = root if artifacts_in_output_dir else root / "cells" / cell.id
+        record = _finished(cell, root, folder, tracker, baseline)
+        if config.diagnostics.name != "none":
+            diagnose_cell(config, cell, lambda: _plan_of(cell, record, folder, root), lambda: _tokenized(cell), root)
+        return record
 
 
-def _run_cell(config: DictConfig, in_sweep: bool, artifacts_in_output_dir: bool) -> Record:
-    cell = prepare(config)
-    tracker = instantiate(config.tracking) if config.tracking else None
-    root = Path(config.output_dir)
-    baseline = _baseline(config, cell, root, tracker) if config.suite.tasks else None
-    unchanged = cell.method.name == "none" and cell.quantization is None and cell.skip is None
-    if unchanged and baseline is not None:
-        _show(baseline, RecordStore(root, "baseline"), None, root)
-        return baseline
+def _finished(cell: Cell, root: Path, folder: Path, tracker: Tracker | None, baseline: Record | None) -> Record:
+    """The record of the cell: computed now, or by whoever came first."""
     store = RecordStore(root)
-    folder = root / "cells" / cell.id
     with store.claim(cell.id) as ours:
-        if ours:
-            folder = root if artifacts_in_output_dir else folder
-            record, samples = _compute(config, cell, folder, root, in_sweep, baseline)
-            store.write(record, samples)
-            if not config.keep_checkpoint:
-                shutil.rmtree(folder / "checkpoint", ignore_errors=True)
-            if tracker is not None:
-                tracker.log_cell(record, samples, root, folder)
-        else:
+        if not ours:
             log.info("cell %s is finished: skipped", cell.id)
-            record = store.read(cell.id)
-    if config.diagnostics.name != "none":
-        corpus = config.calibration.corpus
-        diagnose_cell(
-            config,
-            cell,
-            lambda: _plan_of(config, cell, record, folder, root),
-            lambda: _tokenized(config, cell, load_documents(corpus)),
-            root,
-        )
-    _show(record, store, baseline, root)
-    return record
+            return store.read(cell.id)
+        record, samples = _compute(cell, folder, root, baseline)
+        store.write(record, samples)
+        if not cell.config["keep_checkpoint"]:
+            shutil.rmtree(folder / "checkpoint", ignore_errors=True)
+        if tracker is not None:
+            tracker.log_cell(record, samples, root, folder)
+        return record
 
 
-def _plan_of(config: DictConfig, cell: Cell, record: Record, folder: Path, root: Path) -> Any:
-    """The plan of a finished cell, decided once more where its folder is gone. Raises WinnowError if it is another."""
-    if (folder / "plan.json").is_file():
-        plan = get_method("harness.contracts.plan.CompressionPlan.load")(folder / "plan.json")
-    else:
-        log.info("the plan of %s is not kept: deciding again", cell.id)
-        sequences, _ = _corpus(config, cell)
-        plan = _decide(config, cell, sequences, Clock(), folder / "rounds", root, in_sweep=False)[0].plan
-    found = plan_summary(plan, expert_width(cell.model), {})
-    if any({**record.plan.get(layer, {}), **of_layer} != record.plan.get(layer) for layer, of_layer in found.items()):
-        raise WinnowError(f"{cell.id}: the plan found is not the recorded one; delete the record to run the cell again")
-    return plan
-
-
-def _compute(
-    config: DictConfig, cell: Cell, folder: Path, root: Path, in_sweep: bool, baseline: Record | None
-) -> tuple[Record, list[Sample]]:
-    clock = Clock()
+def _compute(cell: Cell, folder: Path, root: Path, baseline: Record | None) -> tuple[Record, list[Sample]]:
+    clock, checkpoint = Clock(), folder / "checkpoint"
     with clock.stage("calibration"):
-        sequences, contained = _corpus(config, cell)
-    decision, collected = _decide(config, cell, sequences, clock, folder / "rounds", root, in_sweep)
-    fingerprints = {"model": cell.fingerprint}
-    if sequences:
-        fingerprints["corpus"] = corpus_fingerprint(sequences)
+        sequences, contained = _corpus(cell)
+    decision, collected = _decide(cell, sequences, clock, folder / "rounds", root)
     write_files(_decision_files(decision, cell.method.name, folder))
     with clock.stage("apply"):
-        applied = apply_plan(
-            cell.model, decision.plan, folder / "checkpoint", config.layout, config.progress, cell.lower_top_k
-        )
+        applied = apply_plan(cell.model, decision.plan, checkpoint, cell.config["layout"], lower_top_k=cell.lower_top_k)
     thresholds: dict[int, Threshold] = {}
     if cell.skip is not None:
         with clock.stage("skip"):
-            thresholds = _skip_experts(config, cell.skip, sequences, folder / "checkpoint")
+            thresholds = _skip_experts(cell, sequences, checkpoint)
     if cell.quantization is not None:
         with clock.stage("quantize"):
-            applied |= quantize_checkpoint(
-                folder / "checkpoint", folder / "checkpoint", cell.quantization, progress=config.progress
-            )
+            applied |= quantize_checkpoint(checkpoint, checkpoint, cell.quantization)
     written = None if baseline is None else RecordStore(root, "baseline").read_samples(baseline.cell["id"])
-    evaluation = evaluate(cell.config, folder / "checkpoint", clock, written or [], cell.model)
+    evaluation = evaluate(cell.config, checkpoint, clock, written or [], cell.model)
     before = {key.removesuffix("_before"): value for key, value in applied.items() if key.endswith("_before")}
     whole = all(new is not None for layer in decision.plan.layers for new in layer.route)
-    sizes = size_summary(applied, before, applied["layout"], expandable=whole and cell.quantization is None)
-    plan = plan_summary(decision.plan, expert_width(cell.model), thresholds)
-    record = _record(cell, clock, evaluation, sizes, fingerprints, plan, collected, contained)
+    record = replace(
+        _record(cell, cell.description, clock, evaluation),
+        sizes=size_summary(applied, before, applied["layout"], expandable=whole and cell.quantization is None),
+        plan=plan_summary(decision.plan, cell.shape.width, {layer: asdict(one) for layer, one in thresholds.items()}),
+        expert_usage={} if collected is None else collected.usage,
+        contamination=contained,
+    )
+    if sequences:
+        record.fingerprints["corpus"] = corpus_fingerprint(sequences)
     return record, evaluation.samples
 
 
-def _corpus(config: DictConfig, cell: Cell) -> tuple[list[TokenSequence], dict[str, dict[str, int]]]:
+# --- calibration and decision -----------------------------------------------------------------------------------------
+
+
+def _corpus(cell: Cell) -> tuple[list[TokenSequence], dict[str, dict[str, int]]]:
     """The calibration corpus, and what of the suite's items is in it; nothing where nothing is measured on it."""
-    if not cell.method.requires and cell.skip is None:
+    if not cell.reads_text:
         return [], {}
-    settings = config.calibration
-    documents = load_documents(settings.corpus)
-    tasks = [instantiate(node, _convert_="all") for node in cell.config["suite"]["tasks"].values()]
-    contained = contamination.check(settings.name, (document.text for document in documents), tasks)
-    return _tokenized(config, cell, documents), contained
+    settings = cell.config["calibration"]
+    documents = load_documents(settings["corpus"])
+    contained = contamination.check(settings["name"], (document.text for document in documents), cell.tasks.values())
+    return _tokenized(cell, documents), contained
 
 
-def _tokenized(config: DictConfig, cell: Cell, documents: list[Document]) -> list[TokenSequence]:
-    settings = config.calibration
+def _tokenized(cell: Cell, documents: list[Document] | None = None) -> list[TokenSequence]:
+    settings = cell.config["calibration"]
     return tokenize(
-        documents,
+        load_documents(settings["corpus"]) if documents is None else documents,
         load_tokenizer(cell.model),
-        settings.max_length,
-        settings.packing,
-        settings.chat_template,
-        settings.max_blocks,
+        settings["max_length"],
+        settings["packing"],
+        settings["chat_template"],
+        settings["max_blocks"],
     )
 
 
 def _decide(
-    config: DictConfig,
-    cell: Cell,
-    sequences: list[TokenSequence],
-    clock: Clock,
-    so_far: Path,
-    root: Path,
-    in_sweep: bool,
-) -> tuple[Any, Collected | None]:
+    cell: Cell, sequences: list[TokenSequence], clock: Clock, so_far: Path, root: Path
+) -> tuple[Decision, Collected | None]:
     """The decision of all rounds together, and what the pass over the intact model collected.
 
     ``so_far`` holds what the rounds before have left while a round looks at it.
     """
-    settings = config.calibration.statistics
-    wish = settings if settings != "auto" else ("all" if in_sweep else "needed")
-    decision, intact, model, fingerprint = None, None, cell.model, cell.fingerprint
+    decision: Decision | None = None
+    intact, model, fingerprint, wanted = None, cell.model, cell.fingerprint, cell.statistics
     try:
         for number, ratio in enumerate(cell.rounds, start=1):
             if decision is not None:
                 log.info("round %d of %d: calibrating what the rounds before have left", number, len(cell.rounds))
                 with clock.stage("apply"):
-                    apply_plan(cell.model, decision.plan, so_far, "compact", config.progress, cell.lower_top_k)
+                    apply_plan(cell.model, decision.plan, so_far, lower_top_k=cell.lower_top_k)
                 # Not that of the folder's files: of large ones it is a sample, the same for many plans.
                 plan = hashlib.sha256(json.dumps(decision.plan.to_json()).encode()).hexdigest()
-                model, fingerprint, wish = so_far, f"{cell.fingerprint} plan:{plan}", "needed"
+                model, fingerprint, wanted = so_far, f"{cell.fingerprint} plan:{plan}", cell.method.requires
             with clock.stage("calibration"):
-                statistics, collected = _statistics(config, cell, sequences, model, fingerprint, wish, root)
+                statistics, collected = _statistics(cell, sequences, model, fingerprint, wanted, root)
             intact = intact or collected
             with clock.stage("plan"):
-                limited = replace(statistics, top_k=cell.top_k)
-                decision = cell.schedule.joined(decision, cell.method.decide(limited, ratio, config.seed))
+                limited = replace(statistics, top_k=cell.shape.top_k)
+                found = cell.method.decide(limited, ratio, cell.config["seed"])
+                decision = cell.schedule.joined(decision, found)
     finally:
         shutil.rmtree(so_far, ignore_errors=True)
+    assert decision is not None  # a schedule has at least one round
     return decision, intact
 
 
 def _statistics(
-    config: DictConfig,
-    cell: Cell,
-    sequences: list[TokenSequence],
-    model: Path,
-    fingerprint: str,
-    wish: Any,
-    root: Path,
+    cell: Cell, sequences: list[TokenSequence], model: Path, fingerprint: str, wanted: frozenset[str], root: Path
 ) -> tuple[Statistics, Collected | None]:
     """The statistics of the checkpoint ``model``, and how they came about."""
     if not cell.method.requires:
@@ -212,35 +182,37 @@ def _statistics(
             expert_weights=expert_weights_reader(model, family),
         )
         return empty, None
-    settings = config.calibration
     return calibrate(
         model,
-        lambda: load_model(model, config.model.dtype, config.model.device),
+        _loader(cell, model),
         sequences,
-        wanted_statistics(wish if isinstance(wish, str) else list(wish), cell.method.requires),
+        wanted,
         root / "calibration",
-        batch_size=settings.batch_size,
-        dtype=config.model.dtype,
-        corpus=settings.name,
-        progress=config.progress,
+        batch_size=cell.config["calibration"]["batch_size"],
+        dtype=cell.config["model"]["dtype"],
+        corpus=cell.config["calibration"]["name"],
         fingerprint=fingerprint,
     )
 
 
-def _skip_experts(
-    config: DictConfig, skip: Skip, sequences: list[TokenSequence], checkpoint: Path
-) -> dict[int, Threshold]:
+def _loader(cell: Cell, model: Path) -> Callable[[], Any]:
+    return lambda: load_model(model, cell.config["model"]["dtype"], cell.config["model"]["device"])
+
+
+def _skip_experts(cell: Cell, sequences: list[TokenSequence], checkpoint: Path) -> dict[int, Threshold]:
     """Set each layer's threshold by the gate values of the compressed model, in whose config.json it is written."""
-    settings, family = config.calibration, family_of(read_config(checkpoint))
-    model = load_model(checkpoint, config.model.dtype, config.model.device)
-    counts = gate_ratio_counts(model, sequences, family, settings.batch_size, config.progress, settings.name)
-    top_k = family.top_k(read_config(checkpoint))
-    thresholds = {layer: skip.threshold(bins, top_k) for layer, bins in counts.items()}
+    assert cell.skip is not None
+    settings, config = cell.config["calibration"], read_config(checkpoint)
+    family = family_of(config)
+    counts = gate_ratio_counts(
+        _loader(cell, checkpoint)(), sequences, family, settings["batch_size"], corpus=settings["name"]
+    )
+    thresholds = {layer: cell.skip.threshold(bins, family.top_k(config)) for layer, bins in counts.items()}
     write_thresholds(checkpoint, thresholds)
     return thresholds
 
 
-def _decision_files(decision: Any, method: str, folder: Path) -> dict[Path, bytes]:
+def _decision_files(decision: Decision, method: str, folder: Path) -> dict[Path, bytes]:
     """plan.json and saliency.json: why each expert was kept, or into which group it went."""
     why: dict[str, Any] = {"method": method}
     if decision.saliency is not None:
@@ -253,7 +225,24 @@ def _decision_files(decision: Any, method: str, folder: Path) -> dict[Path, byte
     }
 
 
-def _baseline(config: DictConfig, cell: Cell, root: Path, tracker: Any) -> Record:
+def _plan_of(cell: Cell, record: Record, folder: Path, root: Path) -> CompressionPlan:
+    """The plan of a finished cell, decided once more where its folder is gone. Raises WinnowError if it is another."""
+    if (folder / "plan.json").is_file():
+        plan = CompressionPlan.load(folder / "plan.json")
+    else:
+        log.info("the plan of %s is not kept: deciding again", cell.id)
+        sequences, _ = _corpus(cell)
+        plan = _decide(cell, sequences, Clock(), folder / "rounds", root)[0].plan
+    found = plan_summary(plan, cell.shape.width, {})
+    if any({**record.plan.get(layer, {}), **of_layer} != record.plan.get(layer) for layer, of_layer in found.items()):
+        raise WinnowError(f"{cell.id}: the plan found is not the recorded one; delete the record to run the cell again")
+    return plan
+
+
+# --- records ----------------------------------------------------------------------------------------------------------
+
+
+def _baseline(cell: Cell, root: Path, tracker: Tracker | None) -> Record:
     """The uncompressed model's record: computed once for a model, suite and backend, by whoever comes first."""
     store = RecordStore(root, "baseline")
     with store.claim(cell.baseline["id"]) as ours:
@@ -263,9 +252,10 @@ def _baseline(config: DictConfig, cell: Cell, root: Path, tracker: Any) -> Recor
         clock = Clock()
         evaluation = evaluate(cell.config, cell.model, clock)
         stored = checkpoint_sizes(cell.model)
-        sizes = size_summary(stored, stored, "plain", expandable=True)
-        record = _record(
-            replace(cell, description=cell.baseline), clock, evaluation, sizes, {"model": cell.fingerprint}
+        record = replace(
+            _record(cell, cell.baseline, clock, evaluation),
+            sizes=size_summary(stored, stored, "plain", expandable=True),
+            method_version="",
         )
         store.write(record, evaluation.samples)
         if tracker is not None:
@@ -273,39 +263,18 @@ def _baseline(config: DictConfig, cell: Cell, root: Path, tracker: Any) -> Recor
     return record
 
 
-def _record(
-    cell: Cell,
-    clock: Clock,
-    evaluation: Evaluation,
-    sizes: dict[str, Any],
-    fingerprints: dict[str, str],
-    plan: dict[str, Any] | None = None,
-    collected: Collected | None = None,
-    contained: dict[str, dict[str, int]] | None = None,
-) -> Record:
+def _record(cell: Cell, description: dict[str, Any], clock: Clock, evaluation: Evaluation) -> Record:
+    """What every record says; sizes and plan are to be added."""
     return Record(
-        cell=cell.description,
+        cell=description,
         config=cell.config,
         versions=versions(),
-        fingerprints=fingerprints,
+        fingerprints={"model": cell.fingerprint},
         scores=evaluation.scores,
+        sizes={},
+        timings=clock.seconds,
         engine=evaluation.engine,
         broken=evaluation.broken,
-        sizes=sizes,
-        timings=clock.seconds,
-        plan=plan or {},
-        expert_usage={} if collected is None else collected.usage,
-        contamination=contained or {},
+        method_version=cell.method.version,
+        task_versions=cell.task_versions,
     )
-
-
-def _show(record: Record, store: RecordStore, baseline: Record | None, root: Path) -> None:
-    """Print the cell's result table. The table is the reports' own, so both always show the same numbers."""
-    others = RecordStore(root, "baseline")
-    table = get_method("reports.tables.summary.cell_table")(
-        record,
-        baseline,
-        store.read_samples(record.cell["id"]),
-        None if baseline is None else others.read_samples(baseline.cell["id"]),
-    )
-    print(f"{table}\nrecord: {store.path(record.cell['id'])}", flush=True)

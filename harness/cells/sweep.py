@@ -1,25 +1,34 @@
-"""What a sweep knows beyond its cells: how many there are, which failed, and what a person reads about it."""
+"""What a sweep knows beyond its cells: how many there are, what they need, and which failed."""
 
 import json
 import logging
 import math
+import os
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from itertools import product
 from pathlib import Path
 from typing import Any
 
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
+from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from hydra.plugins.sweeper import Sweeper
-from hydra.types import HydraContext, TaskFunction
+from hydra.types import HydraContext, RunMode, TaskFunction
+from hydra.utils import instantiate
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from harness.errors import WinnowError
 
 log = logging.getLogger(__name__)
 
 FAILURES = "failures"
+_STATISTICS = "WINNOW_SWEEP_STATISTICS"
 SWEEP_FILE = "sweep.json"
 # Output folder of the sweep that this process launched, if it launched one.
 launched: list[Path] = []
@@ -62,30 +71,56 @@ def assignments(grid: Mapping[str, Any]) -> list[str]:
 
 
 class SweepNotes(Callback):
-    """Hydra callback: leaves ``sweep.json`` (command and number of jobs) in the output folder before the first job."""
+    """Hydra callback: before the first job it finds out which statistics the methods of the sweep need, and leaves
+    ``sweep.json`` (command and number of jobs) in the output folder."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        sweeper = config.hydra.sweeper
+        everywhere = assignments(sweeper.get("params") or {}) + list(config.hydra.overrides.task)
+        grids = [assignments(grid) + everywhere for grid in sweeper.get("grids", [{}])]
+        # Jobs may run in other processes: these are started from now on, and so have this process's environment.
+        os.environ[_STATISTICS] = ",".join(sorted(needed_statistics(grids)))
         if config.dry_run:
             return
         root = Path(config.output_dir)
-        sweeper = config.hydra.sweeper
-        everywhere = assignments(sweeper.get("params") or {}) + list(config.hydra.overrides.task)
-        jobs = sum(count_jobs(assignments(grid) + everywhere) for grid in sweeper.get("grids", [{}]))
         root.mkdir(parents=True, exist_ok=True)
-        notes = {"overrides": list(config.hydra.overrides.task), "jobs": jobs}
+        notes = {"overrides": list(config.hydra.overrides.task), "jobs": sum(map(count_jobs, grids))}
         (root / SWEEP_FILE).write_text(json.dumps(notes, indent=1) + "\n")
         shutil.rmtree(root / FAILURES, ignore_errors=True)
         launched.append(root)
 
 
-def count_jobs(overrides: list[str]) -> int:
+def needed_statistics(grids: Sequence[Sequence[str]]) -> frozenset[str]:
+    """What all methods of the grids declare, each made from its own part of the configuration.
+
+    A method that cannot be made needs nothing here: its own job says what is wrong with it.
+    """
+    parts = {
+        part
+        for grid in grids
+        for part in product(*(of_key for of_key in _choices(grid) if of_key[0].startswith(("method", "+method"))))
+    }
+    found: set[str] = set()
+    for part in parts:
+        with suppress(HydraException, OmegaConfBaseException, WinnowError):
+            composed = GlobalHydra.instance().config_loader().load_configuration("config", list(part), RunMode.RUN)
+            found |= instantiate(composed.method).requires
+    return frozenset(found)
+
+
+def statistics_of_sweep() -> frozenset[str]:
+    """The statistics that the sweep which launched this job needs; none outside of a sweep."""
+    return frozenset(filter(None, os.environ.get(_STATISTICS, "").split(",")))
+
+
+def count_jobs(overrides: Sequence[str]) -> int:
     """Jobs of the grid that the overrides span."""
     return math.prod(map(len, _choices(overrides)))
 
 
-def _choices(overrides: list[str]) -> list[list[str]]:
+def _choices(overrides: Sequence[str]) -> list[list[str]]:
     """For each key its assignments; of two overrides of a key the later counts."""
-    parsed = {o.get_key_element(): o for o in OverridesParser.create().parse_overrides(overrides)}
+    parsed = {o.get_key_element(): o for o in OverridesParser.create().parse_overrides(list(overrides))}
     return [
         [f"{key}={value}" for value in o.sweep_string_iterator()]
         if o.is_sweep_override()

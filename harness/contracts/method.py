@@ -49,3 +49,25 @@ class Method(Protocol):
     def check(self, shape: MoeShape, ratio: str | float | Fraction) -> Fraction: ...
 
     def decide(self, statistics: Statistics, ratio: Fraction, seed: int) -> Decision: ...
+
+
+class Schedule(Protocol):
+    """In how many rounds a method decides, each on the statistics of what the rounds before have left."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def rounds(self) -> int: ...
+
+    def check(self, method: Method, shape: MoeShape, ratio: Fraction) -> None:
+        """Raises WinnowError where the method cannot be repeated so. ``ratio`` is one that the method has accepted."""
+        ...
+
+    def ratios(self, shape: MoeShape, ratio: Fraction) -> list[Fraction]:
+        """Of each round, the share that it removes of the experts that are then left; in all ``ratio`` goes."""
+        ...
+
+    def joined(self, before: Decision | None, after: Decision) -> Decision:
+        """The decision of all rounds so far, about the original model; ``after`` is about what ``before`` left."""
+        ...

@@ -55,7 +55,9 @@ class BesideTask(Task, Protocol):
     """Asks the model, and sees the samples so far and those of the uncompressed model: None where this is that model,
     empty where none are kept."""
 
-    def run_against(self, backend: Backend, samples: Sequence[Sample], baseline: Sequence[Sample] | None) -> TaskResult: ...
+    def run_against(
+        self, backend: Backend, samples: Sequence[Sample], baseline: Sequence[Sample] | None
+    ) -> TaskResult: ...
 
 
 @runtime_checkable

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from harness import progress
-from harness.cli import explain
 from harness.data.corpora import calibration_config, load_documents
 from harness.data.packages import Packages
 from harness.data.sets import DATA_SETS, Row, packed_rows, read_manifest, rows, staged_rows
 from harness.errors import WinnowError
+from harness.exits import explain
 from harness.files import write_files
 from harness.text import aligned
 

@@ -3,38 +3,31 @@
 import platform
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
-from harness.checkpoints.config import read_config
-from harness.checkpoints.skipping import Threshold
-from harness.families.table import family_of
+from harness.contracts.plan import CompressionPlan, LayerPlan
 
 PACKAGES = ("moe-winnow", "torch", "transformers", "safetensors", "tokenizers", "numpy", "scipy", "datasets")
 
 
-def expert_width(folder: Path) -> int:
-    config = read_config(folder)
-    return family_of(config).width(config)
-
-
-def plan_summary(plan: Any, width: int, thresholds: Mapping[int, Threshold]) -> dict[str, Any]:
+def plan_summary(
+    plan: CompressionPlan, width: int | None, thresholds: Mapping[int, Mapping[str, float]]
+) -> dict[str, Any]:
     """Per layer: how many experts are stored, how many router rows stay, and the sizes of merged groups.
 
     Where channels were cut also ``widths``, the channels that each stored expert keeps of ``width``; where experts are
     skipped ``skip``, the threshold.
     """
 
-    def summary(layer: Any) -> dict[str, Any]:
+    def summary(layer: LayerPlan) -> dict[str, Any]:
         counts: dict[str, Any] = {
             "experts": len(layer.experts),
             "rows": sum(new is not None for new in layer.route),
             "group_sizes": sorted((len(e.sources) for e in layer.experts if len(e.sources) > 1), reverse=True),
         }
         if layer.layer in thresholds:
-            counts["skip"] = asdict(thresholds[layer.layer])
+            counts["skip"] = dict(thresholds[layer.layer])
         if all(expert.channels is None for expert in layer.experts):
             return counts
         widths = [width if expert.channels is None else len(expert.channels) for expert in layer.experts]

@@ -17,7 +17,8 @@ from harness.contracts.record import Record, Sample, Score
 from harness.errors import WinnowError
 from harness.files import write_files
 from harness.records import store as store_module
-from harness.records.store import RecordStore, cell_id
+from harness.records.identity import cell_id
+from harness.records.store import RecordStore
 
 CELL = {"model": "reference", "method": "reap", "ratio": 0.25, "calibration": "code", "seed": 0}
 SAMPLES = [

@@ -1,0 +1,35 @@
+"""How a command ends on an error: one line for the person at the keyboard, and the exit status."""
+
+import sys
+from typing import NoReturn
+
+from hydra.errors import HydraException, MissingConfigException
+from omegaconf.errors import OmegaConfBaseException
+
+from harness.errors import WinnowError
+
+
+def explain(error: BaseException | None) -> str | None:
+    """The one line for a person, where the error is of a kind that a person can mend."""
+    if isinstance(error, MissingConfigException) and error.options:
+        known = ", ".join(sorted(option for option in error.options if not option.startswith("_")))
+        group, _, name = str(error.missing_cfg_file).rpartition("/")
+        return f"unknown {group} '{name}'; known: {known}"
+    while error is not None:
+        if isinstance(error, WinnowError):
+            return str(error)
+        if isinstance(error, HydraException | OmegaConfBaseException) and error.__cause__ is None:
+            return " ".join(str(error).split())
+        if isinstance(error, OSError) and error.filename is not None:
+            return f"{error.strerror}: {error.filename}"
+        error = error.__cause__
+    return None
+
+
+def fail(error: Exception) -> NoReturn:
+    """Print the one line and exit with status 2; an error without such a line is a fault of ours and goes on."""
+    line = explain(error)
+    if line is None:
+        raise error
+    print(f"winnow: {line}", file=sys.stderr)
+    sys.exit(2)

@@ -1,0 +1,99 @@
+"""Records of before, brought to today's form and ids in place: ``winnow-report migrate DIR``.
+
+What a cell is has not changed, only what it is called: an id is computed anew from what the record says of its cell,
+as a new run would compute it, and all that bears the old one (record, samples, plan, diagnostics) is renamed. The old
+id stays in the record as ``was``. A migration that was stopped goes on when it is started again; a second one finds
+nothing to do.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from harness.contracts.record import RECORD_VERSION, Record
+from harness.errors import WinnowError
+from harness.files import write_files
+from harness.progress import bar
+from harness.records.identity import identified
+from harness.records.store import RecordStore
+
+FIRST = "1"  # the version of everything that was recorded before there were versions
+
+
+def migrate(root: Path) -> tuple[int, int]:
+    """Migrates the records in ``root``; returns how many were changed and how many there are.
+
+    Raises WinnowError where there are no records, one is damaged, or two would become one.
+    """
+    stores = [RecordStore(root, kind) for kind in ("baseline", "records")]
+    found = [(store, name) for store in stores for name in store.ids()]
+    if not found:
+        raise WinnowError(f"no records in {root}: give the output_dir of a run")
+    changed = 0
+    for store, name in bar("migrating records", len(found), found):
+        if store.exists(name):  # else a migration that was stopped has left it twice, and its twin came first
+            changed += _migrate(store, name, root)
+    return changed, len(found)
+
+
+def _migrate(store: RecordStore, name: str, root: Path) -> bool:
+    record = renamed(store.read(name))
+    new = record.cell["id"]
+    if new == name and _version(store, name) == RECORD_VERSION:
+        return False
+    if new != name and store.exists(new) and name not in store.read(new).was:
+        raise WinnowError(f"{store.path(name)} and {store.path(new)} are the same cell: delete one of them")
+    # The old record goes last: until then everything can be done once more.
+    _move(store.samples_path(name), store.samples_path(new))
+    if store.folder.name == "records":
+        _move(root / "cells" / name, root / "cells" / new)
+        _move_diagnostics(RecordStore(root, "diagnostics"), name, new)
+    write_files({store.path(new): json.dumps(record.to_json(), indent=1).encode()})
+    if new != name:
+        store.path(name).unlink()
+    return True
+
+
+def renamed(record: Record) -> Record:
+    """The record under the id that a new run would give its cell, with the versions that it was made with."""
+    method_version, task_versions = record.method_version, record.task_versions
+    uncompressed = "baseline" not in record.cell
+    if not task_versions:
+        task_versions = dict.fromkeys(record.config["suite"]["tasks"], FIRST)
+    if not method_version and not uncompressed:
+        method_version = _first_version(record.config["method"])
+    cell, baseline = identified(record.cell, record.config, record.fingerprints["model"], method_version, task_versions)
+    described = baseline if uncompressed else cell
+    old, new = record.cell["id"], described["id"]
+    return replace(
+        record,
+        cell={key: described.get(key, value) for key, value in record.cell.items()},
+        method_version=method_version,
+        task_versions=task_versions,
+        was=record.was if old == new else [*record.was, old],
+        version=RECORD_VERSION,
+    )
+
+
+def _first_version(method: Mapping[str, Any]) -> str:
+    """As ``methods.chain.Chain`` puts the versions of its stages together."""
+    stages = [f"{method[stage]['name']} {FIRST}" for stage in ("first", "second") if stage in method]
+    return f"{FIRST} ({', '.join(stages)})" if stages else FIRST
+
+
+def _version(store: RecordStore, name: str) -> int:
+    return int(json.loads(store.path(name).read_text(encoding="utf-8"))["version"])
+
+
+def _move(old: Path, new: Path) -> None:
+    if old != new and old.exists():
+        old.rename(new)
+
+
+def _move_diagnostics(store: RecordStore, old: str, new: str) -> None:
+    if old != new and store.exists(old):
+        data = json.loads(store.path(old).read_text(encoding="utf-8"))
+        write_files({store.path(new): json.dumps(data | {"cell": new}, indent=1).encode()})
+        store.path(old).unlink()
