@@ -9,7 +9,7 @@ started through this module::
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jinja2
 import torch
@@ -19,7 +19,7 @@ from harness.backends import vllm as vllm_backend
 from harness.backends import vllm_guard
 from harness.checkpoints.config import read_config
 from harness.checkpoints.hub import resolve_checkpoint
-from harness.contracts.backend import Sampling
+from harness.contracts.backend import Backend, Sampling
 from harness.errors import WinnowError
 
 try:
@@ -39,8 +39,9 @@ BATCH_SIZE = 128  # with --batch_size auto: the limits on logits make it smaller
 _UNDERSTOOD = {"until", "max_gen_toks", "do_sample", "temperature", "top_p", "use_cache"}
 
 
+@runtime_checkable
 class TokenBackend(Protocol):
-    """What ``BackendLM`` needs of a backend; ``harness.backends.vllm.VLLMBackend`` has it."""
+    """A backend that scores tokens, as ``BackendLM`` needs it; ``harness.backends.vllm.VLLMBackend`` does."""
 
     tokenizer: Any
     max_length: int
@@ -61,11 +62,11 @@ class TokenBackend(Protocol):
     ) -> list[str]: ...
 
 
-def language_model(backend: Any) -> Any:
+def language_model(backend: Backend) -> Any:
     """lm-eval's view of a backend that is open. Raises WinnowError for one that lm-eval cannot use."""
     if isinstance(backend, hf_backend.HFBackend):
         return TransformersLM(backend)
-    if hasattr(backend, "score_tokens"):
+    if isinstance(backend, TokenBackend):
         return BackendLM(backend)
     raise WinnowError(f"lm-eval tasks need backend=hf or backend=vllm, not {backend.name}")
 

@@ -15,10 +15,11 @@ from typing import Any
 from harness.backends.vllm_plugin import VERSIONS
 from harness.checkpoints.check import check_checkpoint
 from harness.checkpoints.config import read_config
-from harness.checkpoints.layout import SECTION
+from harness.checkpoints.layout import is_compact
 from harness.checkpoints.reader import CheckpointReader
 from harness.checkpoints.skipping import SECTION as SKIPPING
 from harness.errors import WinnowError
+from harness.families.family import Family
 from harness.families.table import family_of
 
 INSTALL = 'install it with `make vllm`, or `pip install "moe-winnow[vllm]"` where there is a GPU'
@@ -61,7 +62,7 @@ def reason_against(config: Mapping[str, Any]) -> str:
     for key, value in served.needs.items():
         if config.get(key) != value:
             return f"config.json has {key}={config.get(key)}, but vLLM computes this architecture with {key}={value}"
-    if SECTION in config:
+    if is_compact(config):
         reason = reason_against_version()
         if not served.compact:
             reason = f"compact checkpoints of {name} were not tried with vLLM"
@@ -89,15 +90,17 @@ def check(folder: Path) -> dict[str, Any]:
         raise WinnowError(f"{folder}: {reason}")
     family = family_of(config)
     if family.served is not None and family.served.shared_width:
-        _check_shared_experts(CheckpointReader(folder), config, family.served.shared_width)
+        _check_shared_experts(CheckpointReader(folder), family, config, family.served.shared_width)
     check_checkpoint(folder, family, config)
     return dict(family.served.cpu_arguments) if family.served is not None and is_cpu_build() else {}
 
 
-def _check_shared_experts(reader: CheckpointReader, config: Mapping[str, Any], keys: tuple[str, ...]) -> None:
+def _check_shared_experts(
+    reader: CheckpointReader, family: Family, config: Mapping[str, Any], keys: tuple[str, ...]
+) -> None:
     width = math.prod(int(config.get(key) or 1) for key in keys)
     for name in reader.names():
-        if ".shared_expert" in name and name.endswith(("up_proj.weight", "gate_proj.weight")):
+        if family.is_shared(name) and name.endswith(("up_proj.weight", "gate_proj.weight")):
             found = reader.shape(name)[0]
             if found != width:
                 raise WinnowError(

@@ -1,7 +1,7 @@
 """vLLM plugin (entry point ``vllm.general_plugins``): serves compact checkpoints at their true size.
 
 vLLM builds every MoE layer from one config, so all its layers have the same number of experts and the same width, and
-as many experts as router rows. A compact checkpoint has none of these (``harness.checkpoints.reader``). Two things that
+as many experts as router rows. A compact checkpoint has none of these (``harness.checkpoints.layout``). Two things that
 every MoE model of vLLM builds per layer are made to ask the layout first, whatever the architecture:
 
 - ``GateLinear``, the router's matrix: as many rows as the layer stores;
@@ -15,7 +15,10 @@ adds nothing to their output (silu(0) * 0 = 0).
 import functools
 import re
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # vLLM imports this module in all its processes: it stays cheap
+    from harness.checkpoints.layout import LayerLayout
 
 VERSIONS = ("0.32.",)
 _MODELS = "vllm.model_executor.models."
@@ -47,19 +50,19 @@ def _install() -> None:
                 setattr(module, name, replacements[name])
 
 
-def _layout(prefix: str) -> Any:
+def _layout(prefix: str) -> "LayerLayout | None":
     """The layout of the layer that ``prefix`` lies in, None where the model has none."""
     from vllm.config import get_current_vllm_config
 
-    from harness.checkpoints.layout import SECTION, layer_layouts
+    from harness.checkpoints.layout import is_compact, layer_layouts
     from harness.families.table import family_of
 
     model_config = get_current_vllm_config().model_config
     found = _LAYER.search(prefix)
-    if model_config is None or found is None or not hasattr(model_config.hf_text_config, SECTION):
+    if model_config is None or found is None:
         return None
     config = model_config.hf_text_config.to_dict()
-    return layer_layouts(config, family_of(config)).get(int(found[1]))
+    return layer_layouts(config, family_of(config)).get(int(found[1])) if is_compact(config) else None
 
 
 def _gate(original: Any) -> Any:
@@ -96,7 +99,7 @@ def _factory(original: Any) -> Any:
     return build
 
 
-def _routed(options: dict[str, Any], layout: Any) -> Any:
+def _routed(options: dict[str, Any], layout: "LayerLayout") -> Any:
     """A router that chooses rows as vLLM's own does and answers with the stored experts that they lead to."""
     import torch
     from vllm.config import get_current_vllm_config

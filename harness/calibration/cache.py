@@ -55,9 +55,7 @@ def cached_statistics(
     """
     key = hashlib.sha256(json.dumps(key_parts, sort_keys=True).encode()).hexdigest()[:16]
     folder = Path(cache_dir) / key
-    with locked(
-        folder.with_suffix(".lock"), f"waiting for another process that computes calibration statistics {key}"
-    ):
+    with locked(folder.with_suffix(".lock"), f"waiting for another process that computes calibration statistics {key}"):
         found = _load(folder)
         if found is not None and needed <= found.names:
             log.info(

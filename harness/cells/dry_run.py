@@ -41,6 +41,7 @@ from harness.checkpoints.footprint import (
     statistics_bytes,
 )
 from harness.checkpoints.hub import HubOutOfReach, fetch_config, local_folder
+from harness.checkpoints.layout import layer_layouts
 from harness.checkpoints.quantize import Quantization
 from harness.checkpoints.skipping import SECTION as SKIPPING
 from harness.contracts.method import Method
@@ -128,7 +129,7 @@ def _after(model: Anatomy, method: Method, ratio: str, config: DictConfig, quant
 def _architecture(model: Anatomy) -> list[Sequence[str]]:
     config, family, headers = model.config, model.family, model.headers
     moe_layers = len(family.moe_layers(config))
-    shared = sum(math.prod(headers.shape(name)) for name in headers.names() if ".shared_" in name)
+    shared = sum(math.prod(headers.shape(name)) for name in headers.names() if model.family.is_shared(name))
     parameters = f"{_count(headers.parameters)}: {_count(model.expert_parameters)} in routed experts, "
     parameters += f"{_count(shared)} in shared experts, {_count(model.active_parameters)} active for a token"
     return [
@@ -148,10 +149,10 @@ def _sizes(model: Anatomy, sizes: Mapping[str, After]) -> list[Sequence[str]]:
             rows.append((ratio, f"refused: {after}"))
             continue
         smaller, weight_bytes = after
-        (layout, *_) = smaller.config["winnow"]["layers"].values()
-        widths = sorted(set(layout["width"]))
+        layout, *_ = layer_layouts(smaller.config, smaller.family).values()
+        widths = sorted(set(layout.widths))
         channels = str(widths[0]) if len(widths) == 1 else f"{widths[0]} to {widths[-1]}"
-        counts = (str(layout["experts"]), str(len(layout["route"])), channels, _count(smaller.headers.parameters))
+        counts = (str(layout.experts), str(layout.rows), channels, _count(smaller.headers.parameters))
         share = f"{weight_bytes / before:.1%}"
         about = "~" if len(widths) > 1 else ""
         rows.append((ratio, *counts, f"{about}{weight_bytes:,}", human(weight_bytes), share))
@@ -190,7 +191,7 @@ def _evaluation(plain: Mapping[str, Any], after: Anatomy, dtype: str, itemsize: 
     tasks = tasks_of(plain).values()
     config = dict(after.config) if plain["skip"]["name"] == "none" else {**after.config, SKIPPING: {}}
     backend, _ = choose(plain["backend"], config, tasks, lambda: after.active_parameters)
-    loaded, a_token = _loaded_bytes(after, dtype), cache_bytes_per_token(after.config, itemsize)
+    loaded, a_token = _loaded_bytes(after, dtype), cache_bytes_per_token(after, itemsize)
     options = backend["open"]
     length = options.get("max_length") or after.config.get("max_position_embeddings") or 2048
     if "batch_size" in options:

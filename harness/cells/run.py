@@ -22,9 +22,9 @@ from harness.cells.evaluate import Clock, Evaluation, evaluate
 from harness.checkpoints.apply_plan import apply_plan
 from harness.checkpoints.config import read_config
 from harness.checkpoints.experts import expert_weights_reader
-from harness.checkpoints.footprint import checkpoint_sizes
 from harness.checkpoints.load import load_model
 from harness.checkpoints.quantize import quantize_checkpoint
+from harness.checkpoints.sizes import checkpoint_sizes
 from harness.checkpoints.skipping import Threshold, write_thresholds
 from harness.checkpoints.tokenizer import load_tokenizer
 from harness.contracts.method import Decision

@@ -1,28 +1,25 @@
 """Apply a CompressionPlan to a checkpoint folder, shard by shard, without ever holding the model."""
 
 import json
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 
 from harness.checkpoints.check import check_checkpoint
 from harness.checkpoints.config import read_config
 from harness.checkpoints.experts import expert_part, router_biases, widened
-from harness.checkpoints.footprint import checkpoint_sizes
-from harness.checkpoints.layout import SECTION, LayerLayout, layer_layouts
+from harness.checkpoints.layout import LayerLayout, is_compact, layer_layouts, with_layouts
 from harness.checkpoints.reader import CheckpointReader
+from harness.checkpoints.sizes import checkpoint_sizes
 from harness.checkpoints.writer import Output, copy_companions, write_shards, written_atomically
+from harness.contracts.plan import CompressionPlan, LayerPlan, NewExpert, validate
 from harness.errors import WinnowError
 from harness.families.family import Family
 from harness.families.table import family_of
 from harness.families.tensors import ExpertTensor
-
-if TYPE_CHECKING:
-    from harness.contracts.plan import CompressionPlan, LayerPlan, NewExpert
 
 _SUM_DTYPE = {
     torch.float64: torch.float64,
@@ -40,7 +37,7 @@ class _StoredLayer:
     """
 
     rows: tuple[int, ...]
-    experts: tuple["NewExpert", ...]
+    experts: tuple[NewExpert, ...]
     homes: tuple[int, ...]
     layout: LayerLayout
 
@@ -57,10 +54,9 @@ class _RouterNeeds:
 
 def apply_plan(
     source: Path,
-    plan: "CompressionPlan",
+    plan: CompressionPlan,
     target: Path,
     layout: Literal["compact", "expanded"] = "compact",
-    progress: bool = True,
     lower_top_k: bool = False,
 ) -> dict[str, Any]:
     """Write ``source`` compressed by ``plan`` to the folder ``target``.
@@ -88,7 +84,7 @@ def apply_plan(
         raise WinnowError(f"unknown layout '{layout}': choose compact or expanded")
     config = read_config(source)
     family = family_of(config)
-    if SECTION in config:
+    if is_compact(config):
         raise WinnowError(f"{source} is already compressed (compact): apply the plan to the original model")
     if "quantization_config" in config:
         raise WinnowError(f"{source} is quantised: apply the plan to the unquantised model")
@@ -98,6 +94,8 @@ def apply_plan(
     reader = CheckpointReader(source)
     old = layer_layouts(config, family)
     needs = _router_needs(family, family.with_top_k(config, 1) if lower_top_k else config)
+    _check_layers(plan, old)
+    validate(plan, family.num_experts(config), family.width(config))
     layers = _stored_layers(plan, old, needs, family.stacks_experts, layout == "expanded")
     rows = min(stored.layout.rows for stored in layers.values())
     chosen = config if rows >= family.top_k(config) else family.with_top_k(config, rows)
@@ -107,22 +105,25 @@ def apply_plan(
         (folder / "config.json").write_text(json.dumps(new_config, indent=2) + "\n")
         (folder / "plan.json").write_text(json.dumps(plan.to_json()) + "\n")
         copy_companions(source, folder)
-        write_shards(folder, shards, progress)
+        write_shards(folder, shards)
         sizes = checkpoint_sizes(folder)
     before = {f"{key}_before": value for key, value in checkpoint_sizes(source).items()}
-    return {"layout": "compact" if SECTION in new_config else "plain", **sizes, **before}
+    return {"layout": "compact" if is_compact(new_config) else "plain", **sizes, **before}
 
 
 def _router_needs(family: Family, config: Mapping[str, Any]) -> _RouterNeeds:
     return _RouterNeeds(family.top_k(config), family.router_groups(config), family.fewest_rows(config))
 
 
-def _stored_layers(
-    plan: "CompressionPlan", old: Mapping[int, LayerLayout], needs: _RouterNeeds, stacked: bool, expanded: bool
-) -> dict[int, _StoredLayer]:
+def _check_layers(plan: CompressionPlan, old: Mapping[int, LayerLayout]) -> None:
     named = sorted(layer.layer for layer in plan.layers)
     if named != sorted(old):
         raise WinnowError(f"the plan is for layers {named}, but the MoE layers of the model are {sorted(old)}")
+
+
+def _stored_layers(
+    plan: CompressionPlan, old: Mapping[int, LayerLayout], needs: _RouterNeeds, stacked: bool, expanded: bool
+) -> dict[int, _StoredLayer]:
     by_index = sorted(plan.layers, key=lambda layer: layer.layer)
     layers = {layer.layer: _stored_layer(layer, old[layer.layer], needs, expanded) for layer in by_index}
     if not expanded and not stacked:
@@ -134,19 +135,12 @@ def _stored_layers(
     }
 
 
-def _stored_layer(plan: "LayerPlan", old: LayerLayout, needs: _RouterNeeds, expanded: bool) -> _StoredLayer:
-    where = f"plan, layer {plan.layer}"
-    if len(plan.route) != old.rows:
-        raise WinnowError(f"{where}: it routes {len(plan.route)} experts, but the model has {old.rows}")
+def _stored_layer(plan: LayerPlan, old: LayerLayout, needs: _RouterNeeds, expanded: bool) -> _StoredLayer:
     kept = [(row, new) for row, new in enumerate(plan.route) if new is not None]
-    if {new for _, new in kept} != set(range(len(plan.experts))):
-        raise WinnowError(f"{where}: the route must lead to every new expert and to no other")
-    for index, expert in enumerate(plan.experts):
-        _check_expert(expert, f"{where}, new expert {index}", old)
     if plan.is_pruning:  # an ordinary layer, once its rows stand in the order of its experts
         kept.sort(key=lambda pair: pair[1])
     rows, route = tuple(row for row, _ in kept), tuple(new for _, new in kept)
-    _check_rows(rows, where, old, needs)
+    _check_rows(rows, f"plan, layer {plan.layer}", old, needs)
     experts, homes = plan.experts, tuple(expert.sources[0].expert for expert in plan.experts)
     if expanded:
         experts, homes, route = tuple(experts[new] for new in route), rows, tuple(range(len(rows)))
@@ -172,23 +166,6 @@ def _check_rows(rows: tuple[int, ...], where: str, old: LayerLayout, needs: _Rou
         )
 
 
-def _check_expert(expert: "NewExpert", where: str, old: LayerLayout) -> None:
-    if not expert.sources:
-        raise WinnowError(f"{where} has no source")
-    for source in expert.sources:
-        if not 0 <= source.expert < old.experts:
-            raise WinnowError(f"{where}: old expert {source.expert} does not exist among {old.experts}")
-        if not math.isfinite(source.weight):
-            raise WinnowError(f"{where}: the weight of old expert {source.expert} is {source.weight}")
-        if source.permutation is not None and sorted(source.permutation) != list(range(old.width)):
-            raise WinnowError(f"{where}: old expert {source.expert} has no permutation of {old.width} channels")
-    channels = expert.channels
-    if channels is not None and (not channels or len(set(channels)) < len(channels)):
-        raise WinnowError(f"{where}: no channel is kept, or one is kept twice")
-    if channels is not None and not 0 <= min(channels) <= max(channels) < old.width:
-        raise WinnowError(f"{where}: it keeps a channel outside 0 to {old.width - 1}")
-
-
 def _new_config(
     config: Mapping[str, Any], family: Family, layers: Mapping[int, _StoredLayer], expanded: bool
 ) -> dict[str, Any]:
@@ -210,15 +187,7 @@ def _new_config(
             "layout=expanded needs the same number of router rows in every layer, but this plan leaves "
             f"{' or '.join(map(str, counts))}: use layout=compact"
         )
-    section = {
-        str(layer): {
-            "experts": layout.experts,
-            "width": list(layout.widths) if layout.is_ragged else layout.width,
-            "route": list(layout.route),
-        }
-        for layer, layout in layouts.items()
-    }
-    return {**config, SECTION: {"version": 1, "layers": section}}
+    return with_layouts(config, layouts)
 
 
 def _outputs_by_shard(
@@ -234,7 +203,7 @@ def _outputs_by_shard(
     def selection(name: str, axis: int, rows: tuple[int, ...]) -> Callable[[], torch.Tensor]:
         return lambda: reader.tensor(name).index_select(axis, torch.tensor(rows))
 
-    def new_part(layer: int, tensor: ExpertTensor, expert: "NewExpert", width: int) -> Callable[[], torch.Tensor]:
+    def new_part(layer: int, tensor: ExpertTensor, expert: NewExpert, width: int) -> Callable[[], torch.Tensor]:
         def make() -> torch.Tensor:
             old_width = old[layer].width
             part = _part(expert, lambda e: expert_part(reader, tensor, layer, e), tensor, old_width)
@@ -284,9 +253,7 @@ def _stacked(parts: list[Callable[[], torch.Tensor]]) -> Callable[[], torch.Tens
     return make
 
 
-def _part(
-    expert: "NewExpert", read: Callable[[int], torch.Tensor], tensor: ExpertTensor, old_width: int
-) -> torch.Tensor:
+def _part(expert: NewExpert, read: Callable[[int], torch.Tensor], tensor: ExpertTensor, old_width: int) -> torch.Tensor:
     """What ``tensor`` holds of a new expert, from what it holds of its sources, which have ``old_width`` channels."""
     axis = tensor.channel_axis
 

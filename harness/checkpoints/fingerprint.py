@@ -6,15 +6,9 @@ from pathlib import Path
 from harness.errors import WinnowError
 
 _FULL_HASH_BYTES = 2**30
-
-
 _CHUNK_BYTES = 2**20
-
-
 _CHUNKS_PER_FILE = 64
-
-
-_WEIGHTS = ("*.safetensors",)
+_WEIGHTS = "*.safetensors"
 
 
 def model_fingerprint(folder: Path) -> str:
@@ -25,9 +19,9 @@ def model_fingerprint(folder: Path) -> str:
     weights.
     """
     folder = Path(folder)
-    weights = sorted(path for pattern in _WEIGHTS for path in folder.glob(pattern))
+    weights = sorted(folder.glob(_WEIGHTS))
     if not weights or not (folder / "config.json").is_file():
-        raise WinnowError(f"no model at {folder}: it needs config.json and weights ({', '.join(_WEIGHTS)})")
+        raise WinnowError(f"no model at {folder}: it needs config.json and weights ({_WEIGHTS})")
     try:
         sampled = sum(path.stat().st_size for path in weights) >= _FULL_HASH_BYTES
         digest = hashlib.sha256()

@@ -5,7 +5,6 @@ files or made from a config.json on torch's meta device, where no tensor has val
 channels of an expert, k top-k.
 """
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
@@ -19,9 +18,11 @@ from huggingface_hub.errors import StrictDataclassError
 
 from harness.checkpoints import packed_weights as packed
 from harness.checkpoints.check import check_checkpoint
-from harness.checkpoints.config import config_integer, read_config
-from harness.checkpoints.layout import SECTION, LayerLayout, layer_layouts
+from harness.checkpoints.config import config_integer
+from harness.checkpoints.layout import LayerLayout, is_compact, layer_layouts, with_layouts
+from harness.checkpoints.quantize import Quantization
 from harness.checkpoints.reader import CheckpointReader
+from harness.contracts.method import Method
 from harness.contracts.statistics import STATISTICS, ExpertWeights, Routing, Statistics, sampled_tokens
 from harness.errors import WinnowError
 from harness.families.family import Family
@@ -94,7 +95,7 @@ class Anatomy:
 
     @property
     def width(self) -> int:
-        return self.family.shape(self.config).width
+        return self.family.width(self.config)
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,7 @@ def anatomy_of_config(config: Mapping[str, Any]) -> Anatomy:
     Layers for multi-token prediction, which some checkpoints carry and transformers leaves out, are not counted.
     Raises WinnowError for an architecture without a row, a quantised checkpoint and a config that is not complete.
     """
-    from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
     from transformers.core_model_loading import revert_weight_conversion
 
     family = family_of(config)
@@ -130,8 +131,7 @@ def anatomy_of_config(config: Mapping[str, Any]) -> Anatomy:
     dtype = dtype_named(str(config.get("dtype") or config.get("torch_dtype") or "float32"))
     try:
         with torch.device("meta"):
-            parsed = CONFIG_MAPPING[config["model_type"]].from_dict(dict(config))
-            model = AutoModelForCausalLM.from_config(parsed, dtype=dtype)
+            model = AutoModelForCausalLM.from_config(family.parsed(config), dtype=dtype)
     except (StrictDataclassError, TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise WinnowError(f"config.json does not describe a complete {family.model_type} model: {reason}") from error
@@ -159,7 +159,7 @@ def dtype_named(name: str) -> torch.dtype:
     return dtype
 
 
-def outcome(method: Any, ratio: Fraction, model: Anatomy, seed: int = 0) -> Kept:
+def outcome(method: Method, ratio: Fraction, model: Anatomy, seed: int = 0) -> Kept:
     """What ``method`` leaves of each layer at ``ratio``: its own decision about one layer of made-up statistics.
 
     How many experts, rows and channels stay hangs on E, k, the router's groups and I alone, not on the statistics;
@@ -167,7 +167,7 @@ def outcome(method: Any, ratio: Fraction, model: Anatomy, seed: int = 0) -> Kept
     stays, and the sizes are those of the mean layer; only where experts differ in width do the statistics decide how
     many lose all channels, and with them their router rows. Raises WinnowError as the method does.
     """
-    if SECTION in model.config:
+    if is_compact(model.config):
         raise WinnowError("the checkpoint is compressed already: give the one that it was made from")
     kept = _decide(method, ratio, model, _NARROW, seed)
     if set(kept.widths) == {_NARROW}:  # whole experts: cheaper to find out on narrow ones
@@ -175,7 +175,7 @@ def outcome(method: Any, ratio: Fraction, model: Anatomy, seed: int = 0) -> Kept
     return _decide(method, ratio, model, model.width, seed)
 
 
-def _decide(method: Any, ratio: Fraction, model: Anatomy, width: int, seed: int) -> Kept:
+def _decide(method: Method, ratio: Fraction, model: Anatomy, width: int, seed: int) -> Kept:
     experts, rng = model.num_experts, np.random.default_rng(0)
 
     def made_up(name: str) -> np.ndarray:
@@ -237,16 +237,11 @@ def compressed(model: Anatomy, kept: Kept, layout: str = "compact") -> Anatomy:
     headers = Headers(shapes, sizes)
     route = tuple(row % len(widths) for row in range(kept.rows))  # which row leads where does not change a size
     layouts = dict.fromkeys(family.moe_layers(model.config), LayerLayout(widths, route))
-    section = {
-        str(layer): {"experts": each.experts, "width": list(each.widths), "route": list(each.route)}
-        for layer, each in layouts.items()
-    }
-    config = {**model.config, SECTION: {"version": 1, "layers": section}}
-    return Anatomy(config, family, headers, min(model.largest_shard, headers.total_bytes))
+    return Anatomy(with_layouts(model.config, layouts), family, headers, min(model.largest_shard, headers.total_bytes))
 
 
-def quantised_bytes(model: Anatomy, quantization: Any) -> int:
-    """Bytes of the weights once ``quantization`` (of ``harness.checkpoints.quantize``) is through with them.
+def quantised_bytes(model: Anatomy, quantization: Quantization) -> int:
+    """Bytes of the weights once ``quantization`` is through with them.
 
     Raises WinnowError where it does not fit.
     """
@@ -302,51 +297,6 @@ def expert_bytes_float32(model: Anatomy) -> int:
     return 3 * config_integer(model.config, "hidden_size") * model.width * 4
 
 
-def cache_bytes_per_token(config: Mapping[str, Any], itemsize: int) -> int:
-    """What one token leaves in the cache: 2 x key-value heads x head size x itemsize in every attention layer.
-
-    Latent attention caches its latents instead, ``kv_lora_rank`` + ``qk_rope_head_dim`` elements. Layers with linear
-    attention or a convolution hold a state that does not grow, and count nothing.
-    """
-    heads = config_integer(config, "num_attention_heads")
-    if config.get("kv_lora_rank"):
-        elements = config_integer(config, "kv_lora_rank") + config_integer(config, "qk_rope_head_dim")
-    else:
-        head = config.get("head_dim") or config_integer(config, "hidden_size") // heads
-        elements = 2 * int(config.get("num_key_value_heads") or heads) * int(head)
-    layers = config_integer(config, "num_hidden_layers")
-    if config.get("layer_types"):
-        layers = sum("attention" in kind and "linear" not in kind for kind in config["layer_types"])
-    elif config.get("full_attention_interval"):
-        layers //= int(config["full_attention_interval"])
-    return layers * elements * itemsize
-
-
-def checkpoint_sizes(folder: Path) -> dict[str, int]:
-    """Sizes of a checkpoint as stored: plain or compact, quantised or not.
-
-    ``weight_bytes`` the weight files on disk, ``largest_shard_bytes`` the largest of them, ``parameters`` all
-    elements (a packed weight is one), ``expert_bytes`` and ``expert_parameters`` those of the routed experts (with the
-    scales and zero points of packed ones). ``padding_bytes`` (not on
-    disk) what padding every expert to the widest of its layer adds in the stored dtype, as ``load_model`` does.
-    """
-    config, reader = read_config(folder), CheckpointReader(folder)
-    family = family_of(config)
-    expert_names: list[str] = []
-    padding_bytes = 0
-    for layer, layout in layer_layouts(config, family).items():
-        for tensor in family.expert_tensors:
-            names = tensor.names(layer, layout.experts)
-            expert_names += names
-            if layout.is_ragged:  # one expert a tensor
-                sizes = zip(map(reader.nbytes, names), layout.widths, strict=True)
-                padding_bytes += sum(nbytes // width * (layout.width - width) for nbytes, width in sizes)
-    file_sizes = [path.stat().st_size for path in reader.files]
-    return {
-        "weight_bytes": sum(file_sizes),
-        "largest_shard_bytes": max(file_sizes),
-        "parameters": sum(math.prod(reader.shape(name)) for name in reader.names()),
-        "expert_bytes": sum(reader.nbytes(name) for name in expert_names),
-        "expert_parameters": sum(math.prod(reader.shape(name)) for name in expert_names),
-        "padding_bytes": padding_bytes,
-    }
+def cache_bytes_per_token(model: Anatomy, itemsize: int) -> int:
+    """What one token leaves in the cache (``Family.cached_elements``)."""
+    return model.family.cached_elements(model.config) * itemsize

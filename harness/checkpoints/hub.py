@@ -1,6 +1,5 @@
 """Where a checkpoint lies: a local folder, or a model of the hub that is fetched first."""
 
-import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +17,7 @@ from huggingface_hub.errors import (
 
 from harness.checkpoints.config import read_config
 from harness.errors import WinnowError, first_line
+from harness.files import is_full
 
 _NEEDED = ["*.json", "*.safetensors", "*.txt", "*.model", "*.tiktoken", "*.py", "*.jinja", "LICENSE*", "NOTICE*"]
 
@@ -81,7 +81,7 @@ def _hub_errors(name: str) -> Iterator[None]:
     except EntryNotFoundError as error:
         raise WinnowError(f"{model} has no config.json on the hub: it is not a transformers checkpoint") from error
     except Exception as error:  # the hub's client passes on whatever its HTTP library and the disk raise
-        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+        if is_full(error):
             advice = f"free some in {constants.HF_HUB_CACHE}, or set HF_HUB_CACHE to a folder on a larger disk"
             raise WinnowError(f"no space left to fetch {model}: {advice}, and run again: it goes on") from error
         raise WinnowError(f"{model} cannot be fetched: {first_line(error)}") from error

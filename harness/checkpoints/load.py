@@ -20,6 +20,7 @@ from harness.checkpoints.skipping import install as install_skipping
 from harness.checkpoints.skipping import read_betas
 from harness.errors import WinnowError, first_line
 from harness.families.family import Family
+from harness.families.moe_block import moe_block, moe_block_of, replace_experts
 from harness.families.table import family_of
 
 
@@ -66,8 +67,7 @@ def load_model(
             raise WinnowError(f"{folder} does not fit its config.json: {len(report[fault])} {fault}, such as {some}")
     for layer, layout in layouts.items():
         if not layout.is_direct:
-            block = model.get_submodule(family.block.format(layer=layer))
-            _install_route(block.get_submodule(family.experts), layout.route)
+            _install_route(moe_block(model, family, layer).experts, layout.route)
     install_skipping(model, family, betas)
     if not _grouped_mm_runs(model.dtype, layouts) and model.config._experts_implementation == "grouped_mm":
         if experts_implementation is not None:
@@ -94,7 +94,6 @@ def _layers_built_as_stored(family: Family, layouts: Mapping[int, LayerLayout]) 
     """
     layer_class: Any = family.decoder_layer_class()
     original = layer_class.__init__
-    block_name = family.block.split("{layer}.")[1]
 
     def build(self: torch.nn.Module, config: Any, layer_idx: int, *args: Any, **kwargs: Any) -> None:
         layout = layouts.get(layer_idx)
@@ -108,8 +107,7 @@ def _layers_built_as_stored(family: Family, layouts: Mapping[int, LayerLayout]) 
             donor = layer_class.__new__(layer_class)
             with _sizes_in(config, family, layout.experts, layout.width):
                 original(donor, config, layer_idx, *args, **kwargs)
-            experts = donor.get_submodule(f"{block_name}.{family.experts}")
-            setattr(self.get_submodule(block_name), family.experts, experts)
+            replace_experts(self, moe_block_of(donor, family).experts, family)
 
     layer_class.__init__ = build
     try:

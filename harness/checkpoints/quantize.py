@@ -2,7 +2,8 @@
 
 Round to nearest, in groups along the inputs; no activation is quantised. The layout is that of compressed-tensors
 (``harness.checkpoints.packed_weights``), which hub checkpoints have and which vLLM and transformers read; writing it
-needs nothing that is not installed with this project, and gives the bytes that compressed-tensors gives."""
+needs nothing that is not installed with this project, and gives the bytes that compressed-tensors gives.
+"""
 
 import json
 import logging
@@ -20,10 +21,10 @@ import torch
 from harness.checkpoints import packed_weights as packed
 from harness.checkpoints.check import check_checkpoint
 from harness.checkpoints.config import config_integer, read_config
-from harness.checkpoints.footprint import checkpoint_sizes
 from harness.checkpoints.layout import layer_layouts
 from harness.checkpoints.packed_weights import Scheme, kind_of
-from harness.checkpoints.reader import CheckpointReader
+from harness.checkpoints.reader import CheckpointReader, Tensors
+from harness.checkpoints.sizes import checkpoint_sizes
 from harness.checkpoints.writer import Output, copy_companions, write_shards, written_atomically
 from harness.errors import WinnowError
 from harness.families.family import Family
@@ -84,14 +85,14 @@ class Quantization:
             )
         self._schemes({"the gate and up projections": {config_integer(config, "hidden_size")}})
 
-    def schemes(self, reader: CheckpointReader, family: Family, config: Mapping[str, Any]) -> dict[str, Scheme]:
+    def schemes(self, tensors: Tensors, family: Family, config: Mapping[str, Any]) -> dict[str, Scheme]:
         """The scheme of every kind of matrix that is quantised (``kind_of`` its name).
 
         Raises WinnowError where the group size does not divide the inputs of one.
         """
         inputs: dict[str, set[int]] = {}
-        for name in _matrices(reader, family, config, self.targets):
-            inputs.setdefault(kind_of(name), set()).add(reader.shape(name)[1])
+        for name in _matrices(tensors, family, config, self.targets):
+            inputs.setdefault(kind_of(name), set()).add(tensors.shape(name)[1])
         return self._schemes(inputs)
 
     def _schemes(self, inputs: Mapping[str, set[int]]) -> dict[str, Scheme]:
@@ -118,7 +119,7 @@ class Quantization:
         )
 
 
-def _matrices(reader: CheckpointReader, family: Family, config: Mapping[str, Any], targets: str) -> list[str]:
+def _matrices(tensors: Tensors, family: Family, config: Mapping[str, Any], targets: str) -> list[str]:
     """The names of the weights to quantise."""
     experts: dict[str, None] = {}
     layouts = layer_layouts(config, family)
@@ -129,20 +130,18 @@ def _matrices(reader: CheckpointReader, family: Family, config: Mapping[str, Any
     if targets == "experts":
         return list(experts)
     routers = {template.format(layer=layer) for template in family.router_tensors for layer in layouts}
-    return [name for name in reader.names() if name in experts or (_is_linear(reader, name) and name not in routers)]
+    return [name for name in tensors.names() if name in experts or (_is_linear(tensors, name) and name not in routers)]
 
 
-def _is_linear(reader: CheckpointReader, name: str) -> bool:
+def _is_linear(tensors: Tensors, name: str) -> bool:
     """A matrix inside a decoder layer, with more outputs than one: a shared expert's gate is a router of its own."""
     if not (name.startswith("model.layers.") and name.endswith(".weight")):
         return False
-    shape = reader.shape(name)
+    shape = tensors.shape(name)
     return len(shape) == 2 and shape[0] > 1
 
 
-def quantize_checkpoint(
-    source: Path, target: Path, quantization: Quantization, progress: bool = True
-) -> dict[str, Any]:
+def quantize_checkpoint(source: Path, target: Path, quantization: Quantization) -> dict[str, Any]:
     """Write ``source`` (plain or compact) with quantised weights to ``target``, which may be the same folder.
 
     ``target`` appears when it is complete; an existing checkpoint there is replaced. Holds one shard of what is new.
@@ -178,7 +177,7 @@ def quantize_checkpoint(
         return [Output(stored_name, stored_name, make) for stored_name, make in stored]
 
     new_config = config | {packed.SECTION: packed.to_config(schemes)}
-    _rewrite(reader, target, new_config, outputs, progress, "quantizing")
+    _rewrite(reader, target, new_config, outputs, "quantizing")
     after = CheckpointReader(target)
     facts = {
         "bits": quantization.bits,
@@ -226,7 +225,7 @@ def dequantize_checkpoint(source: Path, target: Path) -> Path:
     packed.read_config_groups(config)  # raises for what is quantised in another way
     reader = CheckpointReader(source)
     unpacked_config = {key: value for key, value in config.items() if key != packed.SECTION}
-    _rewrite(reader, target, unpacked_config, lambda name: [_same(reader, name)], False, "dequantizing")
+    _rewrite(reader, target, unpacked_config, lambda name: [_same(reader, name)], "")
     return target
 
 
@@ -239,10 +238,9 @@ def _rewrite(
     target: Path,
     config: Mapping[str, Any],
     outputs: Callable[[str], list[Output]],
-    progress: bool,
     what: str,
 ) -> None:
-    """Write what ``outputs`` makes of every tensor, in the shard that the tensor was in."""
+    """Write what ``outputs`` makes of every tensor, in the shard that it was in; ``what`` stands before the bar."""
     shards: dict[Path, list[Output]] = {path: [] for path in reader.files}
     for name in reader.names():
         shards[reader.file_of(name)] += outputs(name)
@@ -251,4 +249,4 @@ def _rewrite(
         copy_companions(reader.folder, folder)
         if (reader.folder / _PLAN).is_file():
             shutil.copyfile(reader.folder / _PLAN, folder / _PLAN)
-        write_shards(folder, [shard for shard in shards.values() if shard], progress, what)
+        write_shards(folder, [shard for shard in shards.values() if shard], what)

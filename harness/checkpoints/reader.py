@@ -1,22 +1,13 @@
 """Checkpoint folders in the hub layout: read tensor by tensor and checked by their headers.
 
-A *plain* checkpoint is what stock transformers loads. A *compact* one stores every merged expert once, and
-may have another number of experts and other widths in each layer; the section ``"winnow"`` of its
-config.json describes it (``width``: one number for all experts of the layer, or in a *ragged* layer one for each;
-``route``: the stored expert of each stored router row)::
-
-    {"version": 1, "layers": {"0": {"experts": 3, "width": 768, "route": [0, 1, 0, 2]},
-                              "1": {"experts": 2, "width": [768, 512], "route": [0, 0, 1, 0]}, ...}}
-
-Its other keys stay as they were, so that stock transformers refuses it for its shapes.
-``harness.checkpoints.apply_plan`` writes both, ``harness.checkpoints.load`` loads both. Either may be quantised
-(``harness.checkpoints.quantize``): its packed matrices (``harness.checkpoints.packed_weights``) are read here by the
-names, and with the shapes, that they had
-before."""
+A quantised checkpoint (``harness.checkpoints.quantize``) is read by the names, and with the shapes, that its packed
+matrices (``harness.checkpoints.packed_weights``) had before. What is stored of each MoE layer is for
+``harness.checkpoints.layout`` to say.
+"""
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -27,6 +18,20 @@ from harness.errors import WinnowError
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+
+
+class Tensors(Protocol):
+    """What is known of a checkpoint's tensors without their values."""
+
+    def names(self) -> list[str]: ...
+
+    def __contains__(self, name: str) -> bool: ...
+
+    def shape(self, name: str) -> tuple[int, ...]: ...
+
+    def nbytes(self, name: str) -> int:
+        """What is stored of it."""
+        ...
 
 
 class CheckpointReader:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from harness.checkpoints.config import read_config
 from harness.errors import WinnowError
 from harness.families.family import Family
+from harness.families.moe_block import moe_block
 from harness.files import write_files
 
 SECTION = "winnow_skip"
@@ -107,8 +108,7 @@ def install(model: nn.Module, family: Family, betas: Mapping[int, float]) -> Non
     """Have the routers of these layers answer with the gate values of skipped experts at 0."""
     place = family.router_output.index("gates")
     for layer, beta in betas.items():
-        router = model.get_submodule(family.block.format(layer=layer)).get_submodule(family.router)
-        router.register_forward_hook(partial(_skip, place, beta))
+        moe_block(model, family, layer).router.register_forward_hook(partial(_skip, place, beta))
 
 
 def _skip(place: int, beta: float, module: nn.Module, args: Any, output: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -1,6 +1,5 @@
 """Write a checkpoint folder: its shards one after the other, and all of it or nothing."""
 
-import errno
 import json
 import os
 import shutil
@@ -13,10 +12,11 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
-from tqdm import tqdm
 
+from harness import progress
 from harness.checkpoints.reader import INDEX, WEIGHTS
 from harness.errors import WinnowError
+from harness.files import is_full
 
 COPIED = (
     "generation_config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*",
@@ -39,16 +39,15 @@ def copy_companions(source: Path, folder: Path) -> None:
         shutil.copyfile(path, folder / path.name)
 
 
-def write_shards(folder: Path, shards: list[list[Output]], progress: bool, what: str = "writing checkpoint") -> None:
+def write_shards(folder: Path, shards: list[list[Output]], what: str = "writing checkpoint") -> None:
     """One file a shard, and an index where there are several. ``folder`` has its config.json already, whose
-    permissions they take. ``what`` stands before the progress bar."""
+    permissions they take. ``what`` stands before the progress bar; "" for none."""
     names = [WEIGHTS]
     if len(shards) > 1:
         names = [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
     weight_map: dict[str, str] = {}
     total_bytes = total_parameters = 0
-    outputs = sum(map(len, shards))
-    with tqdm(total=outputs, desc=what, unit="tensor", disable=not progress) as bar:
+    with progress.bar(what, sum(map(len, shards))) as bar:
         for file_name, shard in zip(names, shards, strict=True):
             tensors: dict[str, torch.Tensor] = {}
             made: dict[Hashable, torch.Tensor] = {}
@@ -91,7 +90,7 @@ def written_atomically(target: Path) -> Iterator[Path]:
             raise
         shutil.rmtree(replaced, ignore_errors=True)
     except (OSError, SafetensorError) as error:
-        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "os error 28" in str(error):
+        if is_full(error) or "os error 28" in str(error):
             advice = f"no space left for {target}: free some or choose another folder; nothing was written"
             raise WinnowError(advice) from error
         raise WinnowError(f"cannot write {target} ({error}): choose a folder that can be written") from error

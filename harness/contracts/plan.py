@@ -1,8 +1,9 @@
-"""The CompressionPlan: what every method returns and all that the rest of the program needs to know of it."""
+"""The CompressionPlan: what every method returns, how it is checked, stored and composed with another."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -107,18 +108,41 @@ def _layer_from_json(data: Mapping[str, Any]) -> LayerPlan:
     )
 
 
-def validate(plan: CompressionPlan) -> None:
-    """Raises WinnowError where the plan contradicts itself."""
+def validate(plan: CompressionPlan, num_experts: int | None = None, width: int | None = None) -> None:
+    """Raises WinnowError where the plan contradicts itself, or does not fit a model.
+
+    ``num_experts`` experts of ``width`` channels are in each layer of the model; None: not known, so not checked.
+    """
     for layer in plan.layers:
         where = f"plan, layer {layer.layer}"
-        reached = {r for r in layer.route if r is not None}
-        if reached != set(range(len(layer.experts))):
+        if num_experts not in (None, len(layer.route)):
+            raise WinnowError(f"{where}: it routes {len(layer.route)} experts, but the model has {num_experts}")
+        if {new for new in layer.route if new is not None} != set(range(len(layer.experts))):
             raise WinnowError(f"{where}: the route must lead to every new expert and to no other")
         for index, expert in enumerate(layer.experts):
-            if not expert.sources:
-                raise WinnowError(f"{where}: new expert {index} has no source")
-            if any(not 0 <= s.expert < len(layer.route) for s in expert.sources):
-                raise WinnowError(f"{where}: new expert {index} names an old expert that does not exist")
+            _validate_expert(expert, f"{where}, new expert {index}", len(layer.route), width)
+
+
+def _validate_expert(expert: NewExpert, where: str, num_experts: int, width: int | None) -> None:
+    if not expert.sources:
+        raise WinnowError(f"{where} has no source")
+    for source in expert.sources:
+        if not 0 <= source.expert < num_experts:
+            raise WinnowError(f"{where}: old expert {source.expert} does not exist among {num_experts}")
+        if not isfinite(source.weight):
+            raise WinnowError(f"{where}: the weight of old expert {source.expert} is {source.weight}")
+        order = source.permutation
+        size = len(order or ()) if width is None else width
+        if order is not None and sorted(order) != list(range(size)):
+            raise WinnowError(f"{where}: old expert {source.expert} has no permutation of {size} channels")
+    channels = expert.channels
+    if channels is None:
+        return
+    if not channels or len(set(channels)) < len(channels):
+        raise WinnowError(f"{where}: no channel is kept, or one is kept twice")
+    last = max(channels) if width is None else width - 1
+    if not 0 <= min(channels) <= max(channels) <= last:
+        raise WinnowError(f"{where}: it keeps a channel outside 0 to {last}")
 
 
 def prune(layer: int, num_experts: int, kept: Iterable[int]) -> LayerPlan:

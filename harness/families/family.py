@@ -1,6 +1,7 @@
 """What is known of one architecture: ``Family``, a row of the family table."""
 
 import importlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,8 +17,10 @@ class Family:
     """One architecture.
 
     In memory (transformers 5): ``block`` is the module path of the MoE block of a decoder layer; ``router`` and
-    ``experts`` are attributes of it; the router returns logits, gate values and indices in the places that
-    ``router_output`` names.
+    ``experts`` are attributes of it (``harness.families.moe_block`` finds all of them); the router returns logits, gate
+    values and indices in the places that ``router_output`` names. ``shared_experts`` and ``shared_gate``, where there
+    are any, are the module paths of the experts that every token takes and of what weighs their output; the tensors of
+    a checkpoint have the same names.
 
     On disk: ``expert_tensors`` hold the experts; the first dimension of ``router_tensors`` and, where a checkpoint
     has them, the last of ``router_biases`` is the expert.
@@ -28,7 +31,8 @@ class Family:
     MoE layers are those from ``first_moe_layer`` to ``last_moe_layer`` (-1: the last) whose index + 1 is a multiple
     of ``moe_layer_step``, less ``dense_layers_key``; each is a key and what transformers takes where it is absent.
     The shared experts' width is a setting of its own, or hangs on the routed experts': ``shared_count_key`` times
-    that, or (``shared_is_as_wide``) the same.
+    that, or (``shared_is_as_wide``) the same. Latent attention caches the ``latent_keys`` instead of keys and values.
+    Where config.json lists no ``layer_types``, one in ``attention_interval_key`` layers has attention, or all of them.
 
     ``aliases`` are model types of the same architecture that transformers does not know.
     ``served`` is None where vLLM was not tried with it.
@@ -51,12 +55,16 @@ class Family:
     dense_layers_key: str | None = None
     shared_count_key: str | None = None
     shared_is_as_wide: bool = False
+    latent_keys: tuple[str, ...] = ()
+    attention_interval_key: str | None = None
     separates_packed: bool = True
     aliases: tuple[str, ...] = ()
     served: Served | None = None
     block: str = "model.layers.{layer}.mlp"
     router: str = "gate"
     experts: str = "experts"
+    shared_experts: str | None = None
+    shared_gate: str | None = None
     router_output: tuple[str, str, str] = ("logits", "gates", "indices")
     expert_tensors: tuple[ExpertTensor, ...] = separate("mlp", "gate_proj", "up_proj", "down_proj")
     router_tensors: tuple[str, ...] = ("model.layers.{layer}.mlp.gate.weight",)
@@ -65,6 +73,18 @@ class Family:
     def decoder_layer_class(self) -> type:
         module, name = self.decoder_layer.rsplit(".", 1)
         return getattr(importlib.import_module(f"transformers.models.{module}"), name)
+
+    def parsed(self, config: Mapping[str, Any]) -> Any:
+        """The config.json as transformers' config of this model type. Raises what transformers does where it is not
+        complete."""
+        from transformers import CONFIG_MAPPING  # here, as it takes seconds to import
+
+        return CONFIG_MAPPING[config["model_type"]].from_dict(dict(config))
+
+    def is_shared(self, name: str) -> bool:
+        """Whether a tensor of a checkpoint belongs to the shared experts of a layer, or to their gate."""
+        paths = (path for path in (self.shared_experts, self.shared_gate) if path)
+        return any(re.match(re.escape(path).replace(r"\{layer\}", r"\d+") + r"\.", name) for path in paths)
 
     @property
     def stacks_experts(self) -> bool:
@@ -145,6 +165,27 @@ class Family:
         step = setting(self.moe_layer_step, 1)
         dense = set(config.get(self.dense_layers_key) or ()) if self.dense_layers_key else set()
         return [i for i in range(count) if first <= i <= last and (i + 1) % step == 0 and i not in dense]
+
+    def cached_elements(self, config: Mapping[str, Any]) -> int:
+        """What one token leaves in the cache: 2 x key-value heads x head size in every attention layer.
+
+        Latent attention caches its latents instead. Layers with linear attention or a convolution hold a state that
+        does not grow, and count nothing. Raises WinnowError where config.json is not complete.
+        """
+        heads = _one_number(config, "num_attention_heads")
+        if self.latent_keys and config.get(self.latent_keys[0]):
+            elements = sum(_one_number(config, key) for key in self.latent_keys)
+        else:
+            head = config.get("head_dim") or _one_number(config, "hidden_size") // heads
+            elements = 2 * int(config.get("num_key_value_heads") or heads) * int(head)
+        return self._attention_layers(config) * elements
+
+    def _attention_layers(self, config: Mapping[str, Any]) -> int:
+        kinds = config.get("layer_types")
+        if kinds:
+            return sum("attention" in kind and "linear" not in kind for kind in kinds)
+        interval = config.get(self.attention_interval_key) if self.attention_interval_key else None
+        return _one_number(config, "num_hidden_layers") // int(interval or 1)
 
 
 def _one_number(config: Mapping[str, Any], key: str) -> int:

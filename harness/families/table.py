@@ -24,10 +24,16 @@ _DEEPSEEK: dict[str, Any] = {
     "num_experts_keys": ("n_routed_experts", "num_experts", "num_local_experts"),
     "n_group_key": "n_group",
     "shared_count_key": "n_shared_experts",
+    "shared_experts": "model.layers.{layer}.mlp.shared_experts",
 }
 _DEEPSEEK_V3: dict[str, Any] = _DEEPSEEK | {
     "judged_by": 2,
     "router_biases": ("model.layers.{layer}.mlp.gate.e_score_correction_bias",),
+}
+_LATENT = ("kv_lora_rank", "qk_rope_head_dim")
+_SHARED_WITH_GATE: dict[str, Any] = {
+    "shared_experts": "model.layers.{layer}.mlp.shared_expert",
+    "shared_gate": "model.layers.{layer}.mlp.shared_expert_gate",
 }
 _MIXTRAL: dict[str, Any] = {
     "width_key": "intermediate_size",
@@ -63,6 +69,7 @@ FAMILIES: dict[str, Family] = {
             "qwen2_moe.modeling_qwen2_moe.Qwen2MoeDecoderLayer",
             "softmax, renormalised by config (off as released)",
             served=Served(shared_width=("shared_expert_intermediate_size",), compact=True),
+            **_SHARED_WITH_GATE,
             **_QWEN_LAYERS,
         ),
         Family(
@@ -70,6 +77,8 @@ FAMILIES: dict[str, Family] = {
             "qwen3_next.modeling_qwen3_next.Qwen3NextDecoderLayer",
             "softmax, renormalised by config",
             separates_packed=False,  # linear attention
+            attention_interval_key="full_attention_interval",
+            **_SHARED_WITH_GATE,
             **_QWEN_LAYERS,
         ),
         Family(
@@ -115,6 +124,7 @@ FAMILIES: dict[str, Family] = {
             "softmax, group-limited by config, scaled, never renormalised",
             served=Served(cpu_arguments=_PLAIN_ROTARY, shared_width=_TIED_SHARED),
             first_moe_layer=("first_k_dense_replace", 0),
+            latent_keys=_LATENT,
             **_DEEPSEEK,
         ),
         Family(
@@ -128,6 +138,7 @@ FAMILIES: dict[str, Family] = {
             ),
             aliases=("kimi_k2",),
             first_moe_layer=("first_k_dense_replace", 3),
+            latent_keys=_LATENT,
             **_DEEPSEEK_V3,
         ),
         Family(
@@ -160,6 +171,7 @@ FAMILIES: dict[str, Family] = {
             last_moe_layer=("moe_layer_end_index", -1),
             moe_layer_step=("moe_layer_interval", 1),
             shared_count_key="moe_num_shared_experts",
+            shared_experts="model.layers.{layer}.mlp.shared_experts",
             router_biases=("model.layers.{layer}.mlp.moe_statics.e_score_correction_bias",),
         ),
         Family(
@@ -170,6 +182,7 @@ FAMILIES: dict[str, Family] = {
             top_k_key="moe_topk",
             width_key="intermediate_size",
             shared_is_as_wide=True,
+            shared_experts="model.layers.{layer}.mlp.shared_mlp",
             router_tensors=("model.layers.{layer}.mlp.gate.wg.weight",),
         ),
         Family(
@@ -196,6 +209,7 @@ FAMILIES: dict[str, Family] = {
             "granitemoeshared.modeling_granitemoeshared.GraniteMoeSharedDecoderLayer",
             "softmax over the top-k logits",
             served=Served(),
+            shared_experts="model.layers.{layer}.shared_mlp",
             **_GRANITE,
         ),
         Family(

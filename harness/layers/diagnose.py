@@ -162,7 +162,7 @@ def diagnose(
         del loaded
         gc.collect()
         try:
-            apply_plan(model, plan, scratch, "compact", progress=False, lower_top_k=True)
+            apply_plan(model, plan, scratch, "compact", lower_top_k=True)
             compressed = load(scratch)
         finally:
             rmtree(scratch, ignore_errors=True)

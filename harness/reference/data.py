@@ -1,14 +1,14 @@
 """What the reference MoE is trained on: the recipe's numbers, the tokenizer, and batches of packed documents."""
 
 import random
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 
 import torch
-from hydra.utils import get_method
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
+
+from tasks.reference.corpus import training_documents
 
 # A space goes with the letter run, symbol run or single digit that follows it; a line break with its indentation.
 WORDS = r"\n[ ]*| ?\d| ?\p{L}[\p{L}_]*| ?[^\s\p{L}\d]+|\s+"
@@ -45,10 +45,6 @@ class Recipe:
     @property
     def moe_layers(self) -> int:
         return self.num_layers - len(self.dense_layers)
-
-
-def training_documents(domain: str, seed: int) -> Iterator[tuple[str, str]]:
-    return get_method("tasks.reference.corpus.training_documents")(domain, seed)
 
 
 def train_tokenizer(recipe: Recipe) -> PreTrainedTokenizerFast:

@@ -10,14 +10,13 @@ import tempfile
 from itertools import chain
 from pathlib import Path
 
-from hydra.utils import get_method
-
 from harness.backends.hf import HFBackend
 from harness.backends.hf import open_checkpoint as open_hf
 from harness.backends.tokens import encode
 from harness.backends.vllm import open_checkpoint as open_vllm
 from harness.speed.calibration import report
 from harness.speed.variants import METHODS, checkpoints
+from tasks.reference.items import evaluation_problems
 
 TIE = 1e-3  # nats between the two likeliest tokens
 MAX_DIFFERENCE = 1e-3  # nats of log-likelihood
@@ -42,8 +41,8 @@ def is_tie(backend: HFBackend, prompt: str, text: str, place: int) -> bool:
 def prompts(count: int) -> list[str]:
     """``count`` evaluation prompts, of code, math and writing in turn."""
     each = -(-count // 3)
-    problems = get_method("tasks.reference.items.evaluation_problems")
-    drawn = [[problem.prompt for problem in problems(domain, each, 0)] for domain in ("code", "math", "writing")]
+    domains = ("code", "math", "writing")
+    drawn = [[problem.prompt for problem in evaluation_problems(domain, each, 0)] for domain in domains]
     return list(chain.from_iterable(zip(*drawn, strict=True)))[:count]
 
 

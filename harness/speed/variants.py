@@ -1,40 +1,37 @@
-"""The reference MoE and compressed versions of it, for benchmarks of the backends."""
+"""The reference MoE and compressed versions of it, on which the speed of the backends is measured."""
 
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
-
-from hydra.utils import get_method, instantiate
 
 from harness.calibration.calibrate import calibrate
 from harness.calibration.tokens import tokenize
 from harness.checkpoints.apply_plan import apply_plan
 from harness.checkpoints.load import load_model
 from harness.checkpoints.tokenizer import load_tokenizer
+from harness.contracts.method import Method
 from harness.reference import model_path
+from methods.hc_smoe import HCSMoE
+from methods.prune_experts import ExpertPruning
+from tasks.reference.corpus import calibration_corpus
 
 HALF = Fraction(1, 2)
-_REAP = {"_target_": "methods.prune_experts.ExpertPruning", "name": "reap", "criterion": "reap"}
-METHODS: dict[str, Any] = {
-    "50 % pruned": _REAP,
-    "50 % merged": {"_target_": "methods.hc_smoe.HCSMoE", "name": "hc_smoe"},
-    "non-uniform": _REAP | {"scope": "global"},  # other numbers of experts in each layer
+METHODS: dict[str, Method] = {
+    "50 % pruned": ExpertPruning("reap", "reap"),
+    "50 % merged": HCSMoE("hc_smoe"),
+    "non-uniform": ExpertPruning("reap", "reap", scope="global"),  # other numbers of experts in each layer
 }
 
 
 def checkpoints(folder: Path, names: tuple[str, ...] = tuple(METHODS)) -> dict[str, Path]:
     """The folder of the uncompressed reference MoE, and of those of ``METHODS`` named, written below ``folder``."""
     source = Path(model_path())
-    documents = get_method("tasks.reference.corpus.calibration_corpus")(
-        dict.fromkeys(("code", "math", "writing", "knowledge"), 60), seed=0
-    )
+    documents = calibration_corpus(dict.fromkeys(("code", "math", "writing", "knowledge"), 60), seed=0)
     sequences = tokenize(documents, load_tokenizer(source), 256)
-    methods = {name: instantiate(METHODS[name]) for name in names}
-    needed = frozenset(statistic for method in methods.values() for statistic in method.requires)
+    needed = frozenset(statistic for name in names for statistic in METHODS[name].requires)
     statistics, _ = calibrate(source, lambda: load_model(source, "float32"), sequences, needed, folder, progress=False)
     found = {"baseline": source}
-    for number, (name, method) in enumerate(methods.items()):
-        plan = method.decide(statistics, HALF, 0).plan
-        apply_plan(source, plan, folder / str(number), progress=False)
+    for number, name in enumerate(names):
+        plan = METHODS[name].decide(statistics, HALF, 0).plan
+        apply_plan(source, plan, folder / str(number))
         found[name] = folder / str(number)
     return found

@@ -31,9 +31,9 @@ from harness.checkpoints.load import load_model
 from harness.checkpoints.reader import CheckpointReader
 from harness.checkpoints.writer import copy_companions, written_atomically
 from harness.errors import WinnowError
+from harness.families.dense import check_dense
 from harness.families.table import family_of
 
-DENSE = ("llama", "mistral", "qwen2")
 SHARED_WIDTH = 8
 _SETTINGS = (
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
@@ -97,8 +97,7 @@ def carved_config(config: Any, experts: int) -> Qwen2MoeConfig:
 
     Raises WinnowError for an architecture, or a setting of one, that Qwen2-MoE cannot compute.
     """
-    if config.model_type not in DENSE:
-        raise WinnowError(f"cannot carve a '{config.model_type}' model, only {', '.join(DENSE)}")
+    check_dense(config)
     neurons, heads = config.intermediate_size, config.num_attention_heads
     if experts < 1 or neurons % experts:
         fitting = [str(count) for count in range(2, 65) if neurons % count == 0]

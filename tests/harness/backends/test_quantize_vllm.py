@@ -23,9 +23,9 @@ def test_packed_experts_of_many_widths_write_as_they_do_in_transformers(
     temporary.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(temporary))
     save_tiny(tmp_path / "model", "qwen3_moe", hidden=128)
-    apply_plan(tmp_path / "model", ragged_plan(), tmp_path / "packed", progress=False)
+    apply_plan(tmp_path / "model", ragged_plan(), tmp_path / "packed")
     int4 = Quantization("int4", 4, symmetric=False)
-    quantize_checkpoint(tmp_path / "packed", tmp_path / "packed", int4, progress=False)
+    quantize_checkpoint(tmp_path / "packed", tmp_path / "packed", int4)
     expected = hf.open_checkpoint(str(tmp_path / "packed"), "float32", "cpu", 4, None).generate(PROMPTS, 24)
     backend = vllm.open_checkpoint(str(tmp_path / "packed"), "float32", "cpu", max_length=256, kv_cache_gib=0.03)
     try:

@@ -127,7 +127,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str
         save_tiny(root / family / "plain", family, hidden=128)
         for kind, plan in PLANS.items():
             if plan is not None:
-                apply_plan(root / family / "plain", fitting(plan, family), root / family / kind, progress=False)
+                apply_plan(root / family / "plain", fitting(plan, family), root / family / kind)
     return {(family, kind): root / family / kind for family, kind in CHECKPOINTS}
 
 
@@ -160,7 +160,7 @@ def test_all_router_rows_chosen_where_some_share_an_expert(
 ) -> None:
     """More experts a token than there are."""
     whole = edited(checkpoints["qwen2_moe", "plain"], tmp_path / "whole", num_experts_per_tok=8)
-    apply_plan(whole, fitting(PLANS["merged"], "qwen2_moe"), tmp_path / "merged", progress=False)
+    apply_plan(whole, fitting(PLANS["merged"], "qwen2_moe"), tmp_path / "merged")
     hf = HFBackend(load_model(tmp_path / "merged", "float32"), load_tokenizer(whole), max_length=256)
     with served(tmp_path / "merged") as vllm:
         assert vllm.generate(PROMPTS, 24) == hf.generate(PROMPTS, 24)

@@ -121,7 +121,7 @@ def test_stacked_experts_lose_the_same_number_of_channels(family, budget, tmp_pa
     config = read_config(tmp_path / "model")
     method.check(FAMILIES[family].shape(config), "3/8")
     plan = method.decide(statistics, Fraction(3, 8), 0).plan
-    sizes = apply_plan(tmp_path / "model", plan, tmp_path / "out", progress=False)
+    sizes = apply_plan(tmp_path / "model", plan, tmp_path / "out")
     assert len({new.channels for layer in plan.layers for new in layer.experts}) > 8
     layouts = layer_layouts(read_config(tmp_path / "out"), FAMILIES[family])
     assert sum(sum(layout.widths) for layout in layouts.values()) == 2 * 8 * 10

@@ -61,7 +61,7 @@ def masked(folder: Path, plan: CompressionPlan) -> torch.Tensor:
 def test_the_compressed_model_is_the_masked_original(calibrated, tmp_path, method):
     family, folder, statistics = calibrated
     plan = method.decide(statistics, Fraction(1, 2), 0).plan
-    sizes = apply_plan(folder, plan, tmp_path / "out", progress=False)
+    sizes = apply_plan(folder, plan, tmp_path / "out")
     total = LAYERS * EXPERTS * WIDTH
     assert sizes["expert_parameters"] == 3 * HIDDEN * (total - math.floor(total / 2))
     assert sizes["layout"] == ("plain" if method is UNIFORM else "compact")
@@ -102,9 +102,9 @@ def second_stages() -> dict[str, tuple[CompressionPlan, CompressionPlan]]:
 def test_applying_a_composition_is_applying_one_plan_after_the_other(calibrated, tmp_path, name):
     family, folder, _ = calibrated
     first, second = second_stages()[name]
-    apply_plan(folder, first, tmp_path / "first", progress=False)
-    apply_plan(tmp_path / "first", second, tmp_path / "second", progress=False)
-    apply_plan(folder, compose(first, second, width=WIDTH), tmp_path / "both", progress=False)
+    apply_plan(folder, first, tmp_path / "first")
+    apply_plan(tmp_path / "first", second, tmp_path / "second")
+    apply_plan(folder, compose(first, second, width=WIDTH), tmp_path / "both")
     stored = [layer_layouts(read_config(tmp_path / end), FAMILIES[family]) for end in ("second", "both")]
     assert stored[0] == stored[1]
     step, both = tensors(tmp_path / "second"), tensors(tmp_path / "both")
@@ -132,9 +132,9 @@ def test_a_chain_is_its_stages_one_after_the_other(calibrated, tmp_path):
             for p in second.layers
         )
     )
-    apply_plan(folder, first, tmp_path / "first", progress=False)
-    apply_plan(tmp_path / "first", second, tmp_path / "second", progress=False)
-    apply_plan(folder, both, tmp_path / "both", progress=False)
+    apply_plan(folder, first, tmp_path / "first")
+    apply_plan(tmp_path / "first", second, tmp_path / "second")
+    apply_plan(folder, both, tmp_path / "both")
     assert read_config(tmp_path / "both")["winnow"] == read_config(tmp_path / "second")["winnow"]
     step, once = tensors(tmp_path / "second"), tensors(tmp_path / "both")
     assert step.keys() == once.keys()

@@ -134,7 +134,7 @@ PLANS = {
 def test_sizes_afterwards_are_those_that_are_written(folders, tmp_path, family, plan, layout):
     model = anatomy_of_folder(folders[family], read_config(folders[family]))
     made, kept = PLANS[plan]
-    apply_plan(folders[family], made, tmp_path / "out", layout, progress=False)
+    apply_plan(folders[family], made, tmp_path / "out", layout)
     assert of_headers(compressed(model, kept, layout).headers) == stored(tmp_path / "out")
 
 
@@ -143,8 +143,8 @@ def test_quantised_sizes_are_those_that_are_written(folders, tmp_path, options):
     quantization = Quantization("q", **options)
     model = anatomy_of_folder(folders["qwen3_moe"], read_config(folders["qwen3_moe"]))
     plan, kept = PLANS["pruned"]
-    apply_plan(folders["qwen3_moe"], plan, tmp_path / "out", progress=False)
-    quantize_checkpoint(tmp_path / "out", tmp_path / "out", quantization, progress=False)
+    apply_plan(folders["qwen3_moe"], plan, tmp_path / "out")
+    quantize_checkpoint(tmp_path / "out", tmp_path / "out", quantization)
     written = sum(nbytes for _, nbytes in stored(tmp_path / "out").values())
     assert quantised_bytes(compressed(model, kept), quantization) == written
 
@@ -204,7 +204,7 @@ def test_the_cache_takes_the_bytes_a_token_that_were_said(folders, family):
         cache = model(input_ids=torch.arange(6).unsqueeze(0), use_cache=True).past_key_values
     keys = [layer for layer in cache.layers if getattr(layer, "keys", None) is not None and layer.keys.dim() == 4]
     taken = sum(layer.keys.nbytes + layer.values.nbytes for layer in keys)
-    assert cache_bytes_per_token(read_config(folders[family]), 4) * 6 == taken
+    assert cache_bytes_per_token(anatomy_of_config(read_config(folders[family])), 4) * 6 == taken
 
 
 # --- the report ------------------------------------------------------------------------------------------------------
@@ -294,7 +294,7 @@ def test_what_is_quantised_or_incomplete_is_refused(folders, monkeypatch):
 
 
 def test_a_compressed_checkpoint_is_not_compressed_again(folders, tmp_path):
-    apply_plan(folders["olmoe"], PLANS["merged"][0], tmp_path / "out", progress=False)
+    apply_plan(folders["olmoe"], PLANS["merged"][0], tmp_path / "out")
     model = anatomy_of_folder(tmp_path / "out", read_config(tmp_path / "out"))
     with pytest.raises(WinnowError, match="compressed already"):
         outcome(method_named("reap"), Fraction(1, 4), model)

@@ -73,7 +73,7 @@ def by_hand(folder: Path) -> CompressionPlan:
         return {layer.layer: [new.sources[0].expert for new in layer.experts] for layer in plan.layers}
 
     first = kept(original, Fraction(1, 4))
-    apply_plan(original, CompressionPlan(tuple(prune(n, 8, six) for n, six in first.items())), smaller, progress=False)
+    apply_plan(original, CompressionPlan(tuple(prune(n, 8, six) for n, six in first.items())), smaller)
     second = kept(smaller, Fraction(1, 3))
     return CompressionPlan(tuple(prune(n, 8, [first[n][j] for j in four]) for n, four in second.items()))
 

@@ -11,9 +11,9 @@ from harness.checkpoints.apply_plan import apply_plan
 from harness.checkpoints.check import check_checkpoint
 from harness.checkpoints.config import read_config
 from harness.checkpoints.experts import expert_weights_reader, padded
-from harness.checkpoints.footprint import checkpoint_sizes
 from harness.checkpoints.layout import layer_layouts
 from harness.checkpoints.reader import INDEX, WEIGHTS, CheckpointReader
+from harness.checkpoints.sizes import checkpoint_sizes
 from harness.errors import WinnowError
 from harness.families.table import FAMILIES, family_of
 from tests.harness.checkpoints.compressed import ragged_plan
@@ -222,7 +222,7 @@ def test_a_layer_has_one_width_or_one_for_each_expert():
 @pytest.mark.parametrize("place", range(3))
 def test_every_expert_is_held_to_its_own_width(originals, tmp_path, name, place):
     family, target = FAMILIES[name], tmp_path / "out"
-    apply_plan(originals[name][0], ragged_plan(), target, progress=False)
+    apply_plan(originals[name][0], ragged_plan(), target)
     check(target)
     assert load_file(target / WEIGHTS)[family.expert_tensors[DOWN].name.format(layer=1, expert=3)].shape == (32, 13)
     tensor = family.expert_tensors[place].name.format(layer=1, expert=2)  # 4 channels become the 13 of the widest

@@ -93,7 +93,7 @@ def test_a_compressed_one_keeps_its_name_and_computes_what_it_should(
     folder: Path, tmp_path: Path, plan: CompressionPlan
 ) -> None:
     plan = at_layers(plan, LAYERS)
-    sizes = apply_plan(folder, plan, tmp_path / "out", progress=False)
+    sizes = apply_plan(folder, plan, tmp_path / "out")
     config = read_config(tmp_path / "out")
     assert (config["model_type"], config["auto_map"]) == ("kimi_k2", AUTO_MAP)
     expected = logits(compressed_by_hand(tiny_model("kimi_k2"), plan))
@@ -188,7 +188,7 @@ def test_a_compressed_checkpoint_has_what_its_tokenizer_needs(folder: Path, publ
         path.unlink()
     for name in ("tiktoken.model", "tokenizer_config.json", "tokenization_kimi.py"):
         (whole / name).write_bytes((published / name).read_bytes())
-    apply_plan(whole, at_layers(pruned([0, 1, 2, 3], [4, 5, 6, 7]), LAYERS), tmp_path / "out", progress=False)
+    apply_plan(whole, at_layers(pruned([0, 1, 2, 3], [4, 5, 6, 7]), LAYERS), tmp_path / "out")
     assert load_tokenizer(tmp_path / "out")(TEXT)["input_ids"] == load_tokenizer(published)(TEXT)["input_ids"]
 
 

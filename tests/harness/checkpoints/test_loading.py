@@ -60,7 +60,7 @@ def stock_logits(folder: Path) -> torch.Tensor:
     ids=["identity", "nothing pruned", "groups of one"],
 )
 def test_a_plan_that_changes_nothing_gives_the_same_bits(originals, tmp_path, name, plan):
-    sizes = apply_plan(originals[name], plan, tmp_path / "out", progress=False)
+    sizes = apply_plan(originals[name], plan, tmp_path / "out")
     assert sizes["layout"] == "plain" and sizes["parameters"] == sizes["parameters_before"]
     expected = logits(tiny_model(name))
     assert torch.equal(loaded_logits(tmp_path / "out"), expected)
@@ -70,7 +70,7 @@ def test_a_plan_that_changes_nothing_gives_the_same_bits(originals, tmp_path, na
 @pytest.mark.parametrize("name", FAMILY_NAMES)
 def test_pruned_is_the_original_with_the_removed_rows_masked(originals, tmp_path, name):
     kept = ([0, 2, 3, 5, 6], [1, 2, 4, 6, 7])
-    sizes = apply_plan(originals[name], pruned(*kept), tmp_path / "out", progress=False)
+    sizes = apply_plan(originals[name], pruned(*kept), tmp_path / "out")
     model = tiny_model(name)
     for layer, keep in zip(model.model.layers, kept, strict=True):
         original_linear = torch.nn.functional.linear
@@ -129,7 +129,7 @@ def _with_masked_logits(router, linear, mask):
     ],
 )  # fmt: skip
 def test_every_plan_equals_brute_force(originals, tmp_path, name, plan, layout):
-    sizes = apply_plan(originals[name], plan, tmp_path / "out", progress=False)
+    sizes = apply_plan(originals[name], plan, tmp_path / "out")
     assert sizes["layout"] == layout
     expected = brute_force_logits(tiny_model(name), plan)
     torch.testing.assert_close(
@@ -145,7 +145,7 @@ def test_every_plan_equals_brute_force(originals, tmp_path, name, plan, layout):
 @pytest.mark.parametrize("name", FAMILY_NAMES)
 def test_ragged_is_the_original_with_the_dropped_channels_zeroed(originals, tmp_path, name):
     plan = narrowed(identity_plan(), [16, 3] * 4, [5, 6, 7, 8] * 2)
-    apply_plan(originals[name], plan, tmp_path / "out", progress=False)
+    apply_plan(originals[name], plan, tmp_path / "out")
     model = tiny_model(name)
     for layer, layer_plan in zip(model.model.layers, plan.layers, strict=True):
         for expert, new in enumerate(layer_plan.experts):
@@ -158,7 +158,7 @@ def test_ragged_is_the_original_with_the_dropped_channels_zeroed(originals, tmp_
 @pytest.mark.parametrize("name", FAMILY_NAMES)
 def test_a_ragged_layer_is_as_wide_as_its_widest_and_zero_behind_each_expert(originals, tmp_path, name):
     stacking = MergeModulelist.convert
-    apply_plan(originals[name], ragged_plan(), tmp_path / "out", progress=False)
+    apply_plan(originals[name], ragged_plan(), tmp_path / "out")
     model = load_model(tmp_path / "out")
     assert MergeModulelist.convert is stacking
     for layer, widths in enumerate([[5, 16, 12, 1], [4, 9, 4, 13, 8]]):
@@ -173,7 +173,7 @@ def test_a_ragged_layer_is_as_wide_as_its_widest_and_zero_behind_each_expert(ori
 @pytest.mark.parametrize("implementation", ["eager", "batched_mm", "grouped_mm"])
 def test_every_experts_implementation_runs_ragged_layers(originals, tmp_path, implementation):
     plan = narrowed(merged(*GROUPS), [5, 16, 12, 1], [8, 3, 4])
-    apply_plan(originals["qwen3_moe"], plan, tmp_path / "out", progress=False)
+    apply_plan(originals["qwen3_moe"], plan, tmp_path / "out")
     model = load_model(tmp_path / "out", experts_implementation=implementation)
     expected = brute_force_logits(tiny_model("qwen3_moe"), plan)
     torch.testing.assert_close(logits(model), expected, atol=1e-5, rtol=1e-5, check_dtype=False)
@@ -182,7 +182,7 @@ def test_every_experts_implementation_runs_ragged_layers(originals, tmp_path, im
 def test_the_widest_expert_decides_whether_grouped_mm_runs(originals, tmp_path):
     for width, implementation in ((8, "grouped_mm"), (7, "eager")):
         plan = narrowed(identity_plan(), [width] + [5] * 7, [width] + [3] * 7)
-        apply_plan(originals["olmoe"], plan, tmp_path / implementation, progress=False)
+        apply_plan(originals["olmoe"], plan, tmp_path / implementation)
         model = load_model(tmp_path / implementation)
         assert model.config._experts_implementation == implementation
     with pytest.raises(WinnowError, match="choose eager"):
@@ -193,7 +193,7 @@ def test_the_widest_expert_decides_whether_grouped_mm_runs(originals, tmp_path):
 @pytest.mark.parametrize("widths", [([5, 16, 12, 1], [8, 3, 4]), ([2, 3, 3, 1], [4, 4, 12]), ([2] * 4, [8] * 3)])
 def test_expanded_pads_all_experts_to_the_widest(originals, tmp_path, name, widths):
     plan = narrowed(merged(*GROUPS, permute=True), *widths)
-    sizes = apply_plan(originals[name], plan, tmp_path / "out", layout="expanded", progress=False)
+    sizes = apply_plan(originals[name], plan, tmp_path / "out", layout="expanded")
     widest = max(map(max, widths))
     assert (sizes["layout"], sizes["padding_bytes"]) == ("plain", 0)
     assert sizes["expert_parameters"] == 2 * 8 * 3 * 32 * widest
@@ -205,7 +205,7 @@ def test_expanded_pads_all_experts_to_the_widest(originals, tmp_path, name, widt
 
 @pytest.mark.parametrize("implementation", ["eager", "batched_mm", "grouped_mm"])
 def test_every_experts_implementation_follows_the_route(originals, tmp_path, implementation):
-    apply_plan(originals["qwen3_moe"], merged(*GROUPS), tmp_path / "out", progress=False)
+    apply_plan(originals["qwen3_moe"], merged(*GROUPS), tmp_path / "out")
     model = load_model(tmp_path / "out", experts_implementation=implementation)
     expected = brute_force_logits(tiny_model("qwen3_moe"), merged(*GROUPS))
     torch.testing.assert_close(logits(model), expected, atol=1e-5, rtol=1e-5, check_dtype=False)
@@ -222,15 +222,15 @@ def test_merging_identical_experts_changes_nothing_beyond_rounding(tmp_path, nam
                 for tensor in (layer.mlp.experts.gate_up_proj, layer.mlp.experts.down_proj):
                     tensor[group] = tensor[group[0]].clone()
     model.save_pretrained(tmp_path / "twins")
-    apply_plan(tmp_path / "twins", merged(*GROUPS), tmp_path / "out", progress=False)
+    apply_plan(tmp_path / "twins", merged(*GROUPS), tmp_path / "out")
     torch.testing.assert_close(loaded_logits(tmp_path / "out"), logits(model), atol=2e-6, rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", FAMILY_NAMES)
 def test_expanded_equals_compact_and_stock_transformers_loads_it(originals, tmp_path, name):
     plan = merged(*GROUPS, permute=True)
-    compact = apply_plan(originals[name], plan, tmp_path / "compact", progress=False)
-    expanded = apply_plan(originals[name], plan, tmp_path / "expanded", layout="expanded", progress=False)
+    compact = apply_plan(originals[name], plan, tmp_path / "compact")
+    expanded = apply_plan(originals[name], plan, tmp_path / "expanded", layout="expanded")
     assert (compact["layout"], expanded["layout"]) == ("compact", "plain")
     assert expanded["parameters"] == expanded["parameters_before"]
     assert compact["expert_parameters"] == 7 * 3 * 16 * 32
@@ -251,13 +251,13 @@ def test_expanded_equals_compact_and_stock_transformers_loads_it(originals, tmp_
     ],
 )
 def test_stock_transformers_refuses_compact_checkpoints(originals, tmp_path, name, plan):
-    assert apply_plan(originals[name], plan, tmp_path / "out", progress=False)["layout"] == "compact"
+    assert apply_plan(originals[name], plan, tmp_path / "out")["layout"] == "compact"
     with pytest.raises(RuntimeError):
         AutoModelForCausalLM.from_pretrained(tmp_path / "out")
 
 
 def test_cached_generation_equals_the_full_forward(originals, tmp_path):
-    apply_plan(originals["mixtral"], merged(*GROUPS), tmp_path / "out", progress=False)
+    apply_plan(originals["mixtral"], merged(*GROUPS), tmp_path / "out")
     model = load_model(tmp_path / "out")
     prompt = torch.tensor([[72, 101, 108]])
     written = model.generate(prompt, max_new_tokens=8, do_sample=False, eos_token_id=None)
@@ -269,7 +269,7 @@ def test_cached_generation_equals_the_full_forward(originals, tmp_path):
 def test_loading_leaves_the_architecture_as_it_was(originals, tmp_path):
     layer_class = FAMILIES["qwen3_moe"].decoder_layer_class()
     before = layer_class.__init__
-    apply_plan(originals["qwen3_moe"], merged(*GROUPS), tmp_path / "out", progress=False)
+    apply_plan(originals["qwen3_moe"], merged(*GROUPS), tmp_path / "out")
     model = load_model(tmp_path / "out")
     assert layer_class.__init__ is before
     assert (model.config.num_experts, model.config.moe_intermediate_size) == (8, 16)
@@ -280,7 +280,7 @@ def test_loading_leaves_the_architecture_as_it_was(originals, tmp_path):
 @pytest.mark.parametrize("device", ["auto", {"": "cpu"}])
 @pytest.mark.parametrize("plan", [merged(*GROUPS), ragged_plan()])
 def test_a_device_map_places_the_route_as_well(originals, tmp_path, device, plan):
-    apply_plan(originals["qwen3_moe"], plan, tmp_path / "out", progress=False)
+    apply_plan(originals["qwen3_moe"], plan, tmp_path / "out")
     assert torch.equal(loaded_logits(tmp_path / "out", device=device), loaded_logits(tmp_path / "out"))
 
 
@@ -291,7 +291,7 @@ def test_dtype_is_the_stored_one_or_the_one_asked_for(tmp_path):
 
 
 def test_widths_that_grouped_mm_cannot_run_fall_back_to_eager_or_say_so(originals, tmp_path):
-    apply_plan(originals["olmoe"], sliced(identity_plan(), [0, 1, 2], [3, 4, 5]), tmp_path, progress=False)
+    apply_plan(originals["olmoe"], sliced(identity_plan(), [0, 1, 2], [3, 4, 5]), tmp_path)
     assert torch.isfinite(loaded_logits(tmp_path)).all()
     with pytest.raises(WinnowError, match="choose eager"):
         load_model(tmp_path, experts_implementation="grouped_mm")
@@ -369,6 +369,6 @@ def test_no_tokenizer(single):
 
 
 def test_a_compressed_checkpoint_keeps_the_tokenizer(originals, tmp_path):
-    apply_plan(originals["olmoe"], pruned([0, 1], [2, 3]), tmp_path / "out", progress=False)
+    apply_plan(originals["olmoe"], pruned([0, 1], [2, 3]), tmp_path / "out")
     before, after = (load_tokenizer(f)("Größe")["input_ids"] for f in (originals["olmoe"], tmp_path / "out"))
     assert before == after and len(after) == len("Größe".encode())

@@ -11,7 +11,6 @@ from transformers import AutoModelForCausalLM
 from harness.checkpoints.apply_plan import apply_plan
 from harness.checkpoints.check import check_checkpoint
 from harness.checkpoints.config import read_config
-from harness.checkpoints.footprint import checkpoint_sizes
 from harness.checkpoints.load import load_model
 from harness.checkpoints.packed_weights import Scheme, dequantize, quantize
 from harness.checkpoints.quantize import (
@@ -22,6 +21,7 @@ from harness.checkpoints.quantize import (
     served_folder,
 )
 from harness.checkpoints.reader import INDEX, CheckpointReader
+from harness.checkpoints.sizes import checkpoint_sizes
 from harness.contracts.plan import CompressionPlan
 from harness.errors import WinnowError
 from harness.families.table import FAMILIES
@@ -55,17 +55,17 @@ def originals(tmp_path_factory):
 @pytest.fixture
 def source(originals, tmp_path) -> Path:
     """A copy of a plain checkpoint, to be written in."""
-    apply_plan(originals["qwen3_moe"][0], identity_plan(), tmp_path / "source", progress=False)
+    apply_plan(originals["qwen3_moe"][0], identity_plan(), tmp_path / "source")
     return tmp_path / "source"
 
 
 def compressed(source: Path, plan: CompressionPlan, target: Path) -> Path:
-    apply_plan(source, plan, target, progress=False)
+    apply_plan(source, plan, target)
     return target
 
 
 def packed_copy(source: Path, target: Path, quantization: Quantization = INT4) -> dict:
-    return quantize_checkpoint(source, target, quantization, progress=False)
+    return quantize_checkpoint(source, target, quantization)
 
 
 def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
@@ -212,7 +212,7 @@ def test_quantised_twice_or_changed_afterwards_is_refused(source, tmp_path):
     with pytest.raises(WinnowError, match="quantised already"):
         packed_copy(source, tmp_path / "twice")
     with pytest.raises(WinnowError, match="apply the plan to the unquantised model"):
-        apply_plan(source, identity_plan(), tmp_path / "plan", progress=False)
+        apply_plan(source, identity_plan(), tmp_path / "plan")
 
 
 @pytest.mark.parametrize("name", ["granitemoe", "gpt_oss"])

@@ -45,7 +45,7 @@ def source(originals) -> Path:
 
 
 def write(source: Path, plan: CompressionPlan, target: Path, **options):
-    return apply_plan(source, plan, target, progress=False, **options)
+    return apply_plan(source, plan, target, **options)
 
 
 def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
@@ -264,7 +264,7 @@ def read_everything():
 M_MMAP_THRESHOLD = -3
 ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 131072)
 before = anonymous()
-rises = {layout: rise_during(lambda: apply_plan(folder, plan, folder.parent / layout, layout, progress=False))
+rises = {layout: rise_during(lambda: apply_plan(folder, plan, folder.parent / layout, layout))
          for layout in ("compact", "expanded")}
 print(json.dumps(rises | {"everything": rise_during(read_everything)}))
 """

@@ -29,7 +29,7 @@ def source(tmp_path_factory) -> Path:
 
 
 def write(source: Path, plan: CompressionPlan, target: Path, **options):
-    return apply_plan(source, plan, target, progress=False, **options)
+    return apply_plan(source, plan, target, **options)
 
 
 def left_in(folder: Path) -> list[str]:

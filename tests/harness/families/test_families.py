@@ -21,6 +21,7 @@ from harness.checkpoints.reader import CheckpointReader
 from harness.contracts.plan import CompressionPlan
 from harness.contracts.statistics import STATISTICS
 from harness.errors import WinnowError
+from harness.families.moe_block import moe_block
 from harness.families.table import FAMILIES, family_of
 from methods.budget import kept_experts
 from tests.brute_force import brute_force_statistics, moe_blocks, weights_of
@@ -59,7 +60,7 @@ class Tiny:
         return found
 
     def apply(self, plan: CompressionPlan, target: Path, **options) -> dict:
-        return apply_plan(self.folder, self.plan(plan), target, progress=False, **options)
+        return apply_plan(self.folder, self.plan(plan), target, **options)
 
 
 @pytest.fixture(scope="module", params=ALL_FAMILIES)
@@ -278,3 +279,48 @@ def test_what_a_checkpoint_says_beside_its_biases_is_checked(deepseek, tmp_path)
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(WinnowError, match="more experts than announced"):
         load_model(folder)
+
+
+def test_the_accessor_finds_the_modules_that_a_search_finds(tiny):
+    """The router and the experts are those that the brute force finds by what they do; shared experts by their name."""
+    model, family = tiny_model(tiny.name), FAMILIES[tiny.name]
+    names = {id(module): name for name, module in model.named_modules()}
+    for layer, block in moe_blocks(model).items():
+        found = moe_block(model, family, layer)
+        assert found.router is block.router and found.experts is block.experts
+        assert names[id(found.decoder_layer)] == f"model.layers.{layer}"
+        inside = [name for name, _ in found.decoder_layer.named_modules()]
+        shared = [name for name in inside if name.endswith(("shared_expert", "shared_experts", "shared_mlp"))]
+        gates = [name for name in inside if name.endswith("shared_expert_gate")]
+        for module, expected in ((found.shared_experts, shared), (found.shared_gate, gates)):
+            assert ([] if module is None else [names[id(module)].removeprefix(f"model.layers.{layer}.")]) == expected
+
+
+def test_shared_experts_are_told_by_the_names_of_their_tensors(tiny):
+    reader = CheckpointReader(tiny.folder)
+    shared = [name for name in reader.names() if FAMILIES[tiny.name].is_shared(name)]
+    assert shared == [name for name in reader.names() if ".shared_" in name]
+
+
+def test_a_layer_without_shared_experts_has_none():
+    model = tiny_model("ernie4_5_moe")
+    model.config.moe_num_shared_experts = 0
+    block = moe_block(type(model)(model.config), FAMILIES["ernie4_5_moe"], 1)
+    assert block.shared_experts is None and block.experts is not None
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "elements"),
+    [
+        ("qwen3_moe", {"num_key_value_heads": 4, "head_dim": 128}, 6 * 2 * 4 * 128),
+        ("qwen3_moe", {}, 6 * 2 * 8 * 32),  # as many key-value heads as heads, hidden / heads wide
+        ("deepseek_v3", {"kv_lora_rank": 512, "qk_rope_head_dim": 64}, 6 * (512 + 64)),
+        ("qwen3_next", {"full_attention_interval": 3, "num_key_value_heads": 2}, 2 * 2 * 2 * 32),
+        ("lfm2_moe", {"layer_types": ["conv", "full_attention", "conv"] * 2}, 2 * 2 * 8 * 32),
+        ("qwen3_next", {"layer_types": ["linear_attention", "full_attention"] * 3}, 3 * 2 * 8 * 32),
+        ("gpt_oss", {"layer_types": ["sliding_attention", "full_attention"] * 3}, 6 * 2 * 8 * 32),
+    ],
+)
+def test_what_a_token_leaves_in_the_cache(name, settings, elements):
+    config = {"num_hidden_layers": 6, "num_attention_heads": 8, "hidden_size": 256, **settings}
+    assert FAMILIES[name].cached_elements(config) == elements

@@ -98,10 +98,10 @@ def test_the_carved_model_can_lose_channels_but_no_experts(tmp_path: Path) -> No
     carve(source_at(tmp_path / "dense"), tmp_path / "moe", 4)
     everything = pruned([0, 1, 2, 3], [0, 1, 2, 3], num_experts=4)
     plan: CompressionPlan = narrowed(everything, [6] * 4, [6] * 4, width=NEURONS // 4)
-    apply_plan(tmp_path / "moe", plan, tmp_path / "small", progress=False)
+    apply_plan(tmp_path / "moe", plan, tmp_path / "small")
     assert load_model(tmp_path / "small").config.moe_intermediate_size == 6
     with pytest.raises(WinnowError, match="3 router rows are left, but the model selects 4"):
-        apply_plan(tmp_path / "moe", pruned([0, 1, 2], [0, 1, 2], num_experts=4), tmp_path / "none", progress=False)
+        apply_plan(tmp_path / "moe", pruned([0, 1, 2], [0, 1, 2], num_experts=4), tmp_path / "none")
 
 
 @pytest.mark.parametrize(
