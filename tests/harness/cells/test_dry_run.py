@@ -14,6 +14,7 @@ from hydra.utils import instantiate
 from harness.calibration.collect import collect, wanted_statistics
 from harness.calibration.tokens import tokenize
 from harness.cells import dry_run
+from harness.checkpoints import hub
 from harness.checkpoints import load as loading
 from harness.checkpoints.apply_plan import apply_plan
 from harness.checkpoints.config import read_config
@@ -215,7 +216,7 @@ def no_weights(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("a dry run must not load a weight")
 
-    monkeypatch.setattr(loading, "snapshot_download", refuse)
+    monkeypatch.setattr(hub, "snapshot_download", refuse)
     monkeypatch.setattr(loading.AutoModelForCausalLM, "from_pretrained", refuse)
     yield
 
@@ -266,7 +267,7 @@ def test_a_hub_model_needs_config_json_alone(folders, monkeypatch, no_weights):
         asked.append((name, file))
         return str(folders["olmoe"] / file)
 
-    monkeypatch.setattr(loading, "hf_hub_download", download)
+    monkeypatch.setattr(hub, "hf_hub_download", download)
     model, source = dry_run.anatomy(hub_node(folders["olmoe"], architecture={"model_type": "mixtral"}))
     assert asked == [("somebody/a-model", "config.json")]
     assert of_headers(model.headers) == stored(folders["olmoe"]) and source == "from config.json on the hub"
