@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from harness.data import sets as data_sets
-from harness.data.sets import Row
+from harness.data.schema import DATA_SETS, Row
 from harness.errors import WinnowError
 
 log = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ def check(corpus: str, documents: Iterable[str], tasks: Iterable[Any]) -> dict[s
     of_task: dict[str, list[str]] = {}
     for task in tasks:
         name = getattr(task, "data_set", "")
-        if name not in data_sets.DATA_SETS:
+        if name not in DATA_SETS:
             continue
         try:
             rows = task.rows() if hasattr(task, "rows") else data_sets.rows(name, task.root)

@@ -1,4 +1,4 @@
-"""Calibration corpora: loaders that Hydra instantiates, and the way from their documents to tokens.
+"""Calibration corpora: loaders that Hydra instantiates, and the documents that they give.
 
 A loader is deterministic in its ``seed`` and gives at most ``num_sequences`` documents. To add a corpus, add a file to
 ``conf/calibration`` whose ``corpus._target_`` is one of these loaders or any function like them.
@@ -25,9 +25,6 @@ class Document:
     text: str
     source: str = ""
     messages: tuple[tuple[str, str], ...] = ()
-
-
-# --- loaders ------------------------------------------------------------------------------------------------
 
 
 def load_documents(corpus: Any) -> list[Document]:
@@ -270,6 +267,3 @@ def _sample(documents: list[Document], count: int | None, seed: int) -> list[Doc
     if count is None or count >= len(documents):
         return documents
     return [documents[i] for i in sorted(random.Random(seed).sample(range(len(documents)), count))]
-
-
-# --- tokens -------------------------------------------------------------------------------------------------

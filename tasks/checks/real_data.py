@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 
-from harness.data.sets import Row, is_staged, rows
+from harness.data.schema import Row
+from harness.data.sets import is_staged, rows
 from harness.errors import WinnowError
 from tasks.published.code import entry_point, problem_text, program
 from tasks.published.equality import Comparer

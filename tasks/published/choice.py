@@ -9,7 +9,7 @@ from typing import Any
 
 from harness.contracts.backend import Backend
 from harness.contracts.task import TaskResult
-from harness.data.sets import DATA_SETS, Row
+from harness.data.schema import DATA_SETS, Row
 from harness.errors import WinnowError
 from tasks.published.items import Benchmark
 from tasks.published.lm_eval_task import LmEvalTask

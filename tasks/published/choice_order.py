@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from harness.contracts.backend import Backend
 from harness.contracts.task import TaskResult
-from harness.data.sets import DATA_SETS, Row
+from harness.data.schema import DATA_SETS, Row
 from harness.errors import WinnowError
 from tasks.probes.consistency import Question, Wording, ask, rotations
 from tasks.published.items import Benchmark

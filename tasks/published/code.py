@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from harness.contracts.backend import Backend
 from harness.contracts.record import Sample
 from harness.contracts.task import TaskResult
-from harness.data.sets import Row
+from harness.data.schema import Row
 from tasks.published.items import Benchmark, asks_in_chat, tokens_to_write
 from tasks.published.program_tests import CHECKED, PLUS, judge, require_evalplus
 from tasks.scores import share_score

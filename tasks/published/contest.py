@@ -23,7 +23,7 @@ from typing import Any
 from harness.contracts.backend import Backend
 from harness.contracts.record import Sample
 from harness.contracts.task import TaskResult
-from harness.data.sets import Row
+from harness.data.schema import Row
 from tasks.published.items import Benchmark, asks_in_chat, tokens_to_write
 from tasks.sandbox.run import Failed, Limits, Outcome, Program, run_many
 from tasks.scores import share_score

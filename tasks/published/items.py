@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from harness.contracts.backend import Backend
-from harness.data.sets import Row, rows
+from harness.data.schema import Row
+from harness.data.sets import rows
 from harness.errors import WinnowError
 
 

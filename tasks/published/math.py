@@ -17,7 +17,7 @@ from harness.contracts.backend import Backend
 from harness.contracts.record import Sample
 from harness.contracts.task import TaskResult
 from harness.data.boxed import last_boxed
-from harness.data.sets import Row
+from harness.data.schema import Row
 from harness.errors import WinnowError
 from tasks.published.equality import Comparer
 from tasks.published.items import Benchmark, asks_in_chat, tokens_to_write

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from harness.data.sets import Row
+from harness.data.schema import Row
 from harness.errors import WinnowError
 from tasks.sandbox.run import Failed, Limits, Outcome, Program, run_many
 

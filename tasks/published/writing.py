@@ -17,7 +17,7 @@ from typing import Any
 from harness.contracts.backend import Backend
 from harness.contracts.record import Sample, Score
 from harness.contracts.task import TaskResult
-from harness.data.sets import Row
+from harness.data.schema import Row
 from tasks.published.items import Benchmark, asks_in_chat, tokens_to_write
 from tasks.published.judge import Judge, Question, Verdict
 from tasks.scores import mean_score, share_score

@@ -4,7 +4,8 @@ import hashlib
 import json
 from pathlib import Path
 
-from harness.data.sets import Row, packed_rows
+from harness.data.schema import Row
+from harness.data.sets import packed_rows
 
 
 def stage(root: Path, name: str, rows: list[Row]) -> str:

@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 
 from harness.calibration.tokens import corpus_fingerprint, tokenize
 from harness.data.corpora import Document, hub_dataset, load_documents, local_files, mixture
-from harness.data.sets import DATA_SETS
+from harness.data.schema import DATA_SETS
 from harness.errors import WinnowError
 from tests.tiny import byte_tokenizer
 

@@ -15,7 +15,8 @@ from harness.data import sets as data_sets
 from harness.data.corpora import hub_dataset, mixture, staged_corpus
 from harness.data.hub import CONVERTERS, LM_EVAL_FOLDERS, PLUS_RELEASES
 from harness.data.packages import FROM_PACKAGE, PACKAGES, PYTHON
-from harness.data.sets import DATA_SETS, NotStaged, packed_rows, read_manifest, rows, staged_rows
+from harness.data.schema import DATA_SETS
+from harness.data.sets import NotStaged, packed_rows, read_manifest, rows, staged_rows
 from harness.errors import WinnowError
 from tasks.published.math import MathBenchmark
 from tests.tasks.scripted import ScriptedBackend

@@ -14,7 +14,8 @@ import pytest
 from harness.data import hub as hub_rows
 from harness.data import packages as staging_wheels
 from harness.data.hub import PLUS_RELEASES, packed_tests
-from harness.data.sets import Row, rows
+from harness.data.schema import Row
+from harness.data.sets import rows
 from harness.errors import WinnowError
 
 

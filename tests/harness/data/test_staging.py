@@ -23,7 +23,8 @@ from harness.data.packages import (
     pieces,
     standard_library,
 )
-from harness.data.sets import EVALS, INSPECT, OLMO, PLAYS, read_manifest, rows
+from harness.data.schema import EVALS, INSPECT, OLMO, PLAYS
+from harness.data.sets import read_manifest, rows
 from harness.errors import WinnowError
 
 GSM8K = [{"question": f"q{i}", "answer": f"#### {i}"} for i in range(3)]

@@ -11,7 +11,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from harness.cells.cell import prepare
 from harness.cells.run import run_cell
-from harness.data.sets import DATA_SETS, NotStaged
+from harness.data.schema import DATA_SETS
+from harness.data.sets import NotStaged
 from harness.data.suites import with_data
 from harness.errors import WinnowError
 from tests.tasks.published.test_benchmark_code import ADD, DOUBLE
