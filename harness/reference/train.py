@@ -11,6 +11,7 @@ import os
 import tempfile
 import time
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast, Qwen3MoeConfig, Qwen3MoeForCausalLM
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
+from harness.files import write_files
 from harness.reference import MODEL_FOLDER
 from harness.reference.data import Batch, Recipe, attention_mask, chunk_rows, collate, train_tokenizer
 from harness.reference.experts import routed_experts
@@ -118,12 +120,6 @@ def routing_statistics(load: torch.Tensor) -> dict[str, float]:
     }
 
 
-def save_atomically(state: dict, path: Path) -> None:
-    partial = path.with_suffix(".partial")
-    torch.save(state, partial)
-    partial.replace(path)
-
-
 @dataclass(frozen=True)
 class Places:
     """``state_dir``: to resume from; ``log_dir``: loss curve and recipe; ``out``: the finished model."""
@@ -172,9 +168,8 @@ def train_worker(rank: int, workers: int, rendezvous: str, recipe: Recipe, place
 
     def save() -> None:
         if rank == 0:
-            save_atomically(
-                {"state": state, "model": model.state_dict(), "optimizer": optimizer.state_dict()}, checkpoint
-            )
+            whole = {"state": state, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
+            write_files({checkpoint: partial(torch.save, whole)})
 
     rows_per_step = recipe.step_tokens // recipe.max_length
     names = [name for name, _ in recipe.shares]

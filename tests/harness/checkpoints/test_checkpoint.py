@@ -11,7 +11,7 @@ from harness.checkpoints.apply_plan import apply_plan
 from harness.checkpoints.check import check_checkpoint
 from harness.checkpoints.config import read_config
 from harness.checkpoints.experts import expert_weights_reader, padded
-from harness.checkpoints.layout import layer_layouts
+from harness.checkpoints.layout import LayerLayout, is_compact, layer_layouts, with_layouts
 from harness.checkpoints.reader import INDEX, WEIGHTS, CheckpointReader
 from harness.checkpoints.sizes import checkpoint_sizes
 from harness.errors import WinnowError
@@ -216,6 +216,16 @@ def test_a_layer_has_one_width_or_one_for_each_expert():
     first, second = layer_layouts(config, FAMILIES["qwen3_moe"]).values()
     assert (first.widths, first.width, first.experts, first.is_ragged) == ((16, 8), 16, 2, True)
     assert (second.widths, second.width, second.experts, second.is_ragged) == ((16, 16), 16, 2, False)
+
+
+def test_layouts_are_read_as_they_were_written():
+    layouts = {0: LayerLayout((16, 8), (1, 0, 1)), 1: LayerLayout((12, 12, 12), (0, 1, 2))}
+    plain = {"num_hidden_layers": 2, "num_experts": 3, "moe_intermediate_size": 16}
+    config = with_layouts(plain, layouts)
+    assert is_compact(config) and not is_compact(plain)
+    assert layer_layouts(json.loads(json.dumps(config)), FAMILIES["qwen3_moe"]) == layouts
+    assert {key: config[key] for key in plain} == plain
+    assert config["winnow"]["layers"]["1"]["width"] == 12  # one number, where all experts have it
 
 
 @pytest.mark.parametrize("name", FAMILY_NAMES)
