@@ -12,10 +12,12 @@ from harness.checkpoints.check import check_checkpoint
 from harness.checkpoints.config import read_config
 from harness.checkpoints.experts import expert_part, router_biases, widened
 from harness.checkpoints.layout import LayerLayout, is_compact, layer_layouts, with_layouts
+from harness.checkpoints.packed_weights import SECTION as QUANTISED
 from harness.checkpoints.reader import CheckpointReader
 from harness.checkpoints.sizes import checkpoint_sizes
 from harness.checkpoints.writer import Output, copy_companions, write_shards, written_atomically
 from harness.contracts.plan import CompressionPlan, LayerPlan, NewExpert, validate
+from harness.contracts.shape import MoeShape
 from harness.errors import WinnowError
 from harness.families.family import Family
 from harness.families.table import family_of
@@ -40,16 +42,6 @@ class _StoredLayer:
     experts: tuple[NewExpert, ...]
     homes: tuple[int, ...]
     layout: LayerLayout
-
-
-@dataclass(frozen=True)
-class _RouterNeeds:
-    """A router selects ``top_k`` rows a token among ``groups`` of equal size, and cannot run with less than
-    ``fewest`` in all."""
-
-    top_k: int
-    groups: int
-    fewest: int
 
 
 def apply_plan(
@@ -86,17 +78,17 @@ def apply_plan(
     family = family_of(config)
     if is_compact(config):
         raise WinnowError(f"{source} is already compressed (compact): apply the plan to the original model")
-    if "quantization_config" in config:
+    if QUANTISED in config:
         raise WinnowError(f"{source} is quantised: apply the plan to the unquantised model")
     if target.resolve() == source.resolve():
         raise WinnowError(f"the compressed model cannot replace its source {source}: choose another folder")
     check_checkpoint(source, family, config)
     reader = CheckpointReader(source)
     old = layer_layouts(config, family)
-    needs = _router_needs(family, family.with_top_k(config, 1) if lower_top_k else config)
+    shape = family.shape(family.with_top_k(config, 1) if lower_top_k else config)
     _check_layers(plan, old)
-    validate(plan, family.num_experts(config), family.width(config))
-    layers = _stored_layers(plan, old, needs, family.stacks_experts, layout == "expanded")
+    validate(plan, shape.num_experts, shape.width)
+    layers = _stored_layers(plan, old, shape, layout == "expanded")
     rows = min(stored.layout.rows for stored in layers.values())
     chosen = config if rows >= family.top_k(config) else family.with_top_k(config, rows)
     new_config = _new_config(chosen, family, layers, layout == "expanded")
@@ -111,10 +103,6 @@ def apply_plan(
     return {"layout": "compact" if is_compact(new_config) else "plain", **sizes, **before}
 
 
-def _router_needs(family: Family, config: Mapping[str, Any]) -> _RouterNeeds:
-    return _RouterNeeds(family.top_k(config), family.router_groups(config), family.fewest_rows(config))
-
-
 def _check_layers(plan: CompressionPlan, old: Mapping[int, LayerLayout]) -> None:
     named = sorted(layer.layer for layer in plan.layers)
     if named != sorted(old):
@@ -122,11 +110,11 @@ def _check_layers(plan: CompressionPlan, old: Mapping[int, LayerLayout]) -> None
 
 
 def _stored_layers(
-    plan: CompressionPlan, old: Mapping[int, LayerLayout], needs: _RouterNeeds, stacked: bool, expanded: bool
+    plan: CompressionPlan, old: Mapping[int, LayerLayout], shape: MoeShape, expanded: bool
 ) -> dict[int, _StoredLayer]:
     by_index = sorted(plan.layers, key=lambda layer: layer.layer)
-    layers = {layer.layer: _stored_layer(layer, old[layer.layer], needs, expanded) for layer in by_index}
-    if not expanded and not stacked:
+    layers = {layer.layer: _stored_layer(layer, old[layer.layer], shape, expanded) for layer in by_index}
+    if not expanded and not shape.one_width:
         return layers
     widest = max(stored.layout.width for stored in layers.values())  # a plain checkpoint has one width
     return {
@@ -135,12 +123,12 @@ def _stored_layers(
     }
 
 
-def _stored_layer(plan: LayerPlan, old: LayerLayout, needs: _RouterNeeds, expanded: bool) -> _StoredLayer:
+def _stored_layer(plan: LayerPlan, old: LayerLayout, shape: MoeShape, expanded: bool) -> _StoredLayer:
     kept = [(row, new) for row, new in enumerate(plan.route) if new is not None]
     if plan.is_pruning:  # an ordinary layer, once its rows stand in the order of its experts
         kept.sort(key=lambda pair: pair[1])
     rows, route = tuple(row for row, _ in kept), tuple(new for _, new in kept)
-    _check_rows(rows, f"plan, layer {plan.layer}", old, needs)
+    _check_rows(rows, f"plan, layer {plan.layer}", shape)
     experts, homes = plan.experts, tuple(expert.sources[0].expert for expert in plan.experts)
     if expanded:
         experts, homes, route = tuple(experts[new] for new in route), rows, tuple(range(len(rows)))
@@ -148,21 +136,21 @@ def _stored_layer(plan: LayerPlan, old: LayerLayout, needs: _RouterNeeds, expand
     return _StoredLayer(rows, experts, homes, LayerLayout(widths, route))
 
 
-def _check_rows(rows: tuple[int, ...], where: str, old: LayerLayout, needs: _RouterNeeds) -> None:
+def _check_rows(rows: tuple[int, ...], where: str, shape: MoeShape) -> None:
     """Enough rows for the router, and as many in each of its groups, which stay together."""
-    left = f"{where}: {len(rows)} router rows are left, but the model selects {needs.top_k} a token"
-    if len(rows) < needs.top_k:
+    left = f"{where}: {len(rows)} router rows are left, but the model selects {shape.top_k} a token"
+    if len(rows) < shape.top_k:
         raise WinnowError(left)
-    if len(rows) < needs.fewest:
-        raise WinnowError(f"{left} in {needs.groups} router groups: it needs {needs.fewest}")
-    share = old.rows // needs.groups
+    if len(rows) < shape.fewest_rows:
+        raise WinnowError(f"{left} in {shape.n_group} router groups: it needs {shape.fewest_rows}")
+    share = shape.num_experts // shape.n_group
     group_of = [row // share for row in rows]
-    size = len(rows) // needs.groups
+    size = len(rows) // shape.n_group
     blocks = [set(group_of[start : start + size]) for start in range(0, len(rows), size)]
-    if len(blocks) != needs.groups or any(len(block) > 1 for block in blocks) or len(set(group_of)) < needs.groups:
-        counts = ", ".join(str(group_of.count(group)) for group in range(needs.groups))
+    if len(blocks) != shape.n_group or any(len(block) > 1 for block in blocks) or len(set(group_of)) < shape.n_group:
+        counts = ", ".join(str(group_of.count(group)) for group in range(shape.n_group))
         raise WinnowError(
-            f"{where}: the {needs.groups} router groups must keep the same number of rows, side by side, not {counts}"
+            f"{where}: the {shape.n_group} router groups must keep the same number of rows, side by side, not {counts}"
         )
 
 
