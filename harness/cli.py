@@ -2,10 +2,13 @@
 
 import logging
 import os
+import signal
 import sys
 import tempfile
 from functools import cache
 from pathlib import Path
+from types import FrameType
+from typing import NoReturn
 
 # Before torch is imported: OpenMP threads that wait for each other actively are far slower than one on a busy
 # machine, and tokenizers must not fork while it computes.
@@ -19,7 +22,15 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from harness.cells.sweep import failures, job_count, launched, note_failure
+from harness.cells.sweep import (
+    failures,
+    job_count,
+    launched,
+    note_failure,
+    note_finished,
+    statistics_of_sweep,
+    this_sweep,
+)
 from harness.contracts.record import Record
 from harness.exits import explain, fail
 from harness.reference import model_path
@@ -46,7 +57,6 @@ OmegaConf.register_new_resolver("logs_folder", logs_folder, replace=True)
 def run(config: DictConfig) -> None:
     """One job of Hydra's: one cell."""
     from harness.cells.run import run_cell  # here, so that --help and a misspelt option need no torch
-    from harness.cells.sweep import statistics_of_sweep
 
     logging.captureWarnings(True)
     job, root = HydraConfig.get(), Path(config.output_dir)
@@ -61,13 +71,14 @@ def run(config: DictConfig) -> None:
     if job.mode == RunMode.RUN:
         explicit = any(override.startswith("output_dir=") for override in job.overrides.task)
         try:
-            show_record(run_cell(config, artifacts_in_output_dir=explicit), root)
+            show_record(run_cell(config, publish=explicit), root)
         except Exception as error:
             fail(error)  # here, because Hydra would print a line of its own first
         return
-    log.info("[%d/%d] %s", int(job.job.num) + 1, job_count(root), job.job.override_dirname)
+    log.info("[%d/%d] %s", int(job.job.num) + 1, job_count(this_sweep()), job.job.override_dirname)
     try:
-        show_record(run_cell(config, also=statistics_of_sweep()), root)
+        stored = show_record(run_cell(config, also=statistics_of_sweep()), root)
+        note_finished(this_sweep(), int(job.job.num), job.job.override_dirname, stored)
     except Exception as error:
         # One broken cell must not end a night's sweep; `main` lists the failures and fails at the end.
         line = explain(error)
@@ -75,11 +86,12 @@ def run(config: DictConfig) -> None:
             log.exception("this cell failed")
             line = f"{type(error).__name__}: {error}"
         log.error("cell failed: %s", line)
-        note_failure(root, int(job.job.num), job.job.override_dirname, line)
+        note_failure(this_sweep(), int(job.job.num), job.job.override_dirname, line)
 
 
-def show_record(record: Record, root: Path) -> None:
-    """Print the cell's result table. The table is the reports' own, so both always show the same numbers."""
+def show_record(record: Record, root: Path) -> Path:
+    """Print the cell's result table; returns where the record is. The table is the reports' own, so both always show
+    the same numbers."""
     from harness.records.store import RecordStore
     from reports.tables.summary import cell_table
 
@@ -90,12 +102,18 @@ def show_record(record: Record, root: Path) -> None:
     beside_samples = None if baseline is None else baselines.read_samples(beside)
     table = cell_table(record, baseline, store.read_samples(name), beside_samples)
     print(f"{table}\nrecord: {store.path(name)}", flush=True)
+    return store.path(name)
+
+
+def _terminated(signal_number: int, frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
 
 
 def main() -> None:
+    signal.signal(signal.SIGTERM, _terminated)
     try:
         run()
-        failed = [line for root in launched for line in failures(root)]
+        failed = [line for sweep in launched for line in failures(sweep)]
     except KeyboardInterrupt:
         print("winnow: interrupted; the same command goes on where it stopped", file=sys.stderr)
         sys.exit(130)

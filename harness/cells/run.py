@@ -13,12 +13,15 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from harness import progress
-from harness.calibration.cache import Collected
 from harness.calibration.calibrate import calibrate
+from harness.calibration.collected import Collected
 from harness.calibration.gate_ratios import gate_ratio_counts
 from harness.calibration.tokens import TokenSequence, corpus_fingerprint, tokenize
 from harness.cells.cell import Cell, prepare
+from harness.cells.diagnostics import diagnose_cell
 from harness.cells.evaluate import Clock, Evaluation, evaluate
+from harness.cells.publish import check_free
+from harness.cells.publish import publish as publish_files
 from harness.checkpoints.apply_plan import apply_plan
 from harness.checkpoints.config import read_config
 from harness.checkpoints.experts import expert_weights_reader
@@ -37,29 +40,33 @@ from harness.data.corpora import Document, load_documents
 from harness.errors import WinnowError
 from harness.families.table import family_of
 from harness.files import write_files
-from harness.layers.diagnose import diagnose_cell
 from harness.records.describe import plan_summary, size_summary, versions
 from harness.records.store import RecordStore
 
 log = logging.getLogger(__name__)
 
 
-def run_cell(config: DictConfig, also: frozenset[str] = frozenset(), artifacts_in_output_dir: bool = False) -> Record:
+def run_cell(config: DictConfig, also: frozenset[str] = frozenset(), publish: bool = False) -> Record:
     """Run one cell, or find its record; returns the record. Raises WinnowError.
 
-    ``also`` names statistics that other cells of the sweep need, so that one calibration pass serves them all.
+    ``also`` names statistics that other cells of the sweep need, so that one calibration pass serves them all. With
+    ``publish`` plan, saliency and checkpoint are put into the output folder itself.
     """
     with progress.showing(config.progress):
         cell = prepare(config, also)
         root = Path(config.output_dir)
+        if publish:
+            check_free(root, cell.id)
         tracker: Tracker | None = instantiate(config.tracking) if config.tracking else None
         baseline = _baseline(cell, root, tracker) if cell.tasks else None
         if cell.is_baseline and baseline is not None:
             return baseline
-        folder = root if artifacts_in_output_dir else root / "cells" / cell.id
+        folder = root / "cells" / cell.id
         record = _finished(cell, root, folder, tracker, baseline)
         if config.diagnostics.name != "none":
             diagnose_cell(config, cell, lambda: _plan_of(cell, record, folder, root), lambda: _tokenized(cell), root)
+        if publish:
+            publish_files(folder, root, cell.id)
         return record
 
 

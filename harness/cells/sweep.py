@@ -4,8 +4,9 @@ import json
 import logging
 import math
 import os
-import shutil
+import socket
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from itertools import product
@@ -24,13 +25,15 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from harness.errors import WinnowError
+from harness.files import write_files
 
 log = logging.getLogger(__name__)
 
-FAILURES = "failures"
-_STATISTICS = "WINNOW_SWEEP_STATISTICS"
-SWEEP_FILE = "sweep.json"
-# Output folder of the sweep that this process launched, if it launched one.
+# Every sweep of an output folder has a folder of its own in SWEEPS: two at once do not touch each other's notes.
+SWEEPS, SWEEP_FILE, FAILURES, FINISHED = "sweeps", "sweep.json", "failures", "finished"
+# What the jobs of a sweep are told, in whatever process they run: its folder, and the statistics that it needs.
+_FOLDER, _STATISTICS = "WINNOW_SWEEP", "WINNOW_SWEEP_STATISTICS"
+# Folder of the sweep that this process launched, if it launched one.
 launched: list[Path] = []
 
 
@@ -71,8 +74,8 @@ def assignments(grid: Mapping[str, Any]) -> list[str]:
 
 
 class SweepNotes(Callback):
-    """Hydra callback: before the first job it finds out which statistics the methods of the sweep need, and leaves
-    ``sweep.json`` (command and number of jobs) in the output folder."""
+    """Hydra callback: before the first job it finds out which statistics the methods of the sweep need, and makes the
+    sweep's folder with ``sweep.json`` (command, number of jobs, host and process)."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         sweeper = config.hydra.sweeper
@@ -82,12 +85,13 @@ class SweepNotes(Callback):
         os.environ[_STATISTICS] = ",".join(sorted(needed_statistics(grids)))
         if config.dry_run:
             return
-        root = Path(config.output_dir)
-        root.mkdir(parents=True, exist_ok=True)
+        started = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
+        folder = Path(config.output_dir) / SWEEPS / f"{started}-{socket.gethostname()}-{os.getpid()}"
         notes = {"overrides": list(config.hydra.overrides.task), "jobs": sum(map(count_jobs, grids))}
-        (root / SWEEP_FILE).write_text(json.dumps(notes, indent=1) + "\n")
-        shutil.rmtree(root / FAILURES, ignore_errors=True)
-        launched.append(root)
+        notes |= {"started": started, "host": socket.gethostname(), "process": os.getpid()}
+        write_files({folder / SWEEP_FILE: (json.dumps(notes, indent=1) + "\n").encode()})
+        os.environ[_FOLDER] = str(folder.resolve())
+        launched.append(folder)
 
 
 def needed_statistics(grids: Sequence[Sequence[str]]) -> frozenset[str]:
@@ -106,6 +110,11 @@ def needed_statistics(grids: Sequence[Sequence[str]]) -> frozenset[str]:
             composed = GlobalHydra.instance().config_loader().load_configuration("config", list(part), RunMode.RUN)
             found |= instantiate(composed.method).requires
     return frozenset(found)
+
+
+def this_sweep() -> Path:
+    """The folder of the sweep that launched this job."""
+    return Path(os.environ[_FOLDER])
 
 
 def statistics_of_sweep() -> frozenset[str]:
@@ -129,16 +138,23 @@ def _choices(overrides: Sequence[str]) -> list[list[str]]:
     ]
 
 
-def job_count(root: Path) -> int:
-    return int(json.loads((root / SWEEP_FILE).read_text())["jobs"])
+def job_count(sweep: Path) -> int:
+    return int(json.loads((sweep / SWEEP_FILE).read_text())["jobs"])
 
 
-def note_failure(root: Path, job: int, overrides: str, message: str) -> None:
-    folder = root / FAILURES
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{job:05d}.txt").write_text(f"{overrides}: {message}\n")
+def note_failure(sweep: Path, job: int, overrides: str, message: str) -> None:
+    write_files({sweep / FAILURES / f"{job:05d}.txt": f"{overrides}: {message}\n".encode()})
 
 
-def failures(root: Path) -> list[str]:
-    """One line a failed job of the last sweep."""
-    return [path.read_text().strip() for path in sorted((root / FAILURES).glob("*.txt"))]
+def note_finished(sweep: Path, job: int, overrides: str, record: Path) -> None:
+    write_files({sweep / FINISHED / f"{job:05d}.txt": f"{overrides}: {record.resolve()}\n".encode()})
+
+
+def failures(sweep: Path) -> list[str]:
+    """One line a job of the sweep that failed, or whose record has gone since it finished."""
+    failed = [path.read_text().strip() for path in sorted((sweep / FAILURES).glob("*.txt"))]
+    for path in sorted((sweep / FINISHED).glob("*.txt")):
+        overrides, _, record = path.read_text().strip().rpartition(": ")
+        if not Path(record).is_file():
+            failed.append(f"{overrides}: its record {record} was there and is gone: run the command again")
+    return failed

@@ -23,7 +23,7 @@ from harness.checkpoints.layout import LayerLayout, is_compact, layer_layouts, w
 from harness.checkpoints.quantize import Quantization
 from harness.checkpoints.reader import CheckpointReader
 from harness.contracts.method import Method
-from harness.contracts.statistics import STATISTICS, ExpertWeights, Routing, Statistics, sampled_tokens
+from harness.contracts.statistics import STATISTICS, ExpertWeights, Routing, Statistics
 from harness.errors import WinnowError
 from harness.families.family import Family
 from harness.families.table import family_of
@@ -179,7 +179,7 @@ def _decide(method: Method, ratio: Fraction, model: Anatomy, width: int, seed: i
     experts, rng = model.num_experts, np.random.default_rng(0)
 
     def made_up(name: str) -> np.ndarray:
-        sizes = statistic_shape(name, experts, _HIDDEN, width, tokens=1)
+        sizes = STATISTICS[name].sizes(experts, _HIDDEN, width, tokens=1)
         values = rng.random(sizes) + 0.5
         return values @ values.T if len(sizes) == 2 and sizes[0] == sizes[1] == experts else values
 
@@ -263,20 +263,10 @@ def quantised_bytes(model: Anatomy, quantization: Quantization) -> int:
 # --- memory ---------------------------------------------------------------------------------------------------------
 
 
-def statistic_shape(name: str, experts: int, hidden: int, width: int, tokens: int = 0) -> tuple[int, ...]:
-    """The shape that ``STATISTICS`` states, such as "(E, 3, I) ...", in numbers.
-
-    ``tokens``: those of a sample, by default as many as it has at most.
-    """
-    sizes = {"E": experts, "H": hidden, "I": width, "T": tokens or sampled_tokens(experts)}
-    symbols = STATISTICS[name].removeprefix("(").partition(")")[0].split(",")
-    return tuple(sizes[s.strip()] if s.strip() in sizes else int(s) for s in symbols if s.strip())
-
-
 def statistics_bytes(model: Anatomy, names: Iterable[str]) -> int:
     """MoE layers x the float64 elements of every array of a layer (``frequency`` is always collected)."""
     hidden = config_integer(model.config, "hidden_size")
-    shapes = [statistic_shape(name, model.num_experts, hidden, model.width) for name in {*names, "frequency"}]
+    shapes = [STATISTICS[name].sizes(model.num_experts, hidden, model.width) for name in {*names, "frequency"}]
     return 8 * len(model.family.moe_layers(model.config)) * sum(map(prod, shapes))
 
 

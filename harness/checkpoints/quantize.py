@@ -196,18 +196,18 @@ def _short(kind: str) -> str:
 
 @contextmanager
 def served_folder(folder: Path) -> Iterator[Path]:
-    """``folder`` itself or, while it lasts, a copy with the packed weights dequantised to the dtype of their scales.
+    """``folder`` itself or, while it lasts, a copy that every engine reads as this project does.
 
-    The copy is in the system's folder for temporary files (TMPDIR); what computes with it computes with the quantised
-    values, at the size of the unquantised model.
+    That is one with the packed weights dequantised to the dtype of their scales (what computes with it computes with
+    the quantised values, at the size of the unquantised model), and one that holds each tensor once where files of
+    ``folder`` hold copies which the index leaves aside. It is in the system's folder for temporary files (TMPDIR).
     """
-    config = read_config(folder)
-    if packed.SECTION not in config:
+    if packed.SECTION not in read_config(folder) and not CheckpointReader(folder).is_ambiguous:
         yield folder
         return
-    holder = Path(tempfile.mkdtemp(prefix="winnow-dequantized-"))
+    holder = Path(tempfile.mkdtemp(prefix="winnow-served-"))
     try:
-        yield dequantize_checkpoint(folder, holder / "checkpoint")
+        yield plain_copy(folder, holder / "checkpoint")
     finally:
         shutil.rmtree(holder, ignore_errors=True)
 
@@ -219,10 +219,11 @@ def served_facts(folder: Path) -> dict[str, str]:
     return {"weights": "dequantised: the quantised values at the size and speed of unquantised ones"}
 
 
-def dequantize_checkpoint(source: Path, target: Path) -> Path:
-    """Write the quantised checkpoint ``source`` to ``target`` with unpacked weights; returns ``target``."""
+def plain_copy(source: Path, target: Path) -> Path:
+    """Write the checkpoint ``source`` to ``target``, each tensor once and unpacked; returns ``target``."""
     config = read_config(source)
-    packed.read_config_groups(config)  # raises for what is quantised in another way
+    if packed.SECTION in config:
+        packed.read_config_groups(config)  # raises for what is quantised in another way
     reader = CheckpointReader(source)
     unpacked_config = {key: value for key, value in config.items() if key != packed.SECTION}
     _rewrite(reader, target, unpacked_config, lambda name: [_same(reader, name)], "")

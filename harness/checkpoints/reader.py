@@ -5,7 +5,6 @@ matrices (``harness.checkpoints.packed_weights``) had before. What is stored of 
 ``harness.checkpoints.layout`` to say.
 """
 
-import json
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,10 +13,8 @@ from safetensors import SafetensorError, safe_open
 
 from harness.checkpoints import packed_weights as packed
 from harness.checkpoints.config import read_config
+from harness.checkpoints.weight_files import WEIGHTS, weight_files
 from harness.errors import WinnowError
-
-WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
 
 
 class Tensors(Protocol):
@@ -37,22 +34,31 @@ class Tensors(Protocol):
 class CheckpointReader:
     """The safetensors files of ``folder``, mapped into memory: a tensor costs nothing until it is used.
 
-    A packed matrix goes by the name of its weight. Raises WinnowError where there are no weights, a shard is missing,
-    a file is truncated or corrupt, or config.json does not say how packed matrices are to be read.
+    A packed matrix goes by the name of its weight. A tensor that the index assigns to one file is not looked for in
+    another. Raises WinnowError where there are no weights, a shard is missing, a file cannot be read, is truncated or
+    corrupt, or config.json does not say how packed matrices are to be read.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = Path(folder)
-        self.files = _weight_files(self.folder)
+        found = weight_files(self.folder)
+        self.files = list(found.files)
+        # Would a loader that does not heed the index read other tensors than this one?
+        self.is_ambiguous = found.index is not None and (self.folder / WEIGHTS).is_file()
         self._file: dict[str, Path] = {}
         self._handles: dict[Path, Any] = {}
         for path in self.files:
             try:
                 # safe_open compares the file's length with its header, so a truncated shard is found here
                 self._handles[path] = safe_open(path, framework="pt")
-            except (SafetensorError, OSError, ValueError) as error:
+            except (SafetensorError, ValueError) as error:
                 raise WinnowError(f"{path} is truncated or not a safetensors file ({error}): fetch it again") from error
-            self._file |= dict.fromkeys(self._handles[path].keys(), path)
+            except OSError as error:
+                raise WinnowError(f"{path} cannot be read: {error.strerror or error}") from error
+            stored = list(self._handles[path].keys())
+            own = [name for name in stored if found.assigned is None or found.assigned.get(name) == path]
+            self._file |= dict.fromkeys(own, path)
+            self.is_ambiguous |= len(own) < len(stored)
         self._packed = self._packed_matrices()
         hidden = {f"{module}.{part}" for module, scheme in self._packed.items() for part in packed.part_names(scheme)}
         self._names = [name for name in self._file if name not in hidden]
@@ -124,19 +130,3 @@ class CheckpointReader:
     def _parts(self, name: str, scheme: packed.Scheme) -> dict[str, torch.Tensor]:
         module = name.removesuffix(".weight")
         return {part: self._stored(f"{module}.{part}") for part in packed.part_names(scheme)}
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    if (folder / WEIGHTS).is_file():
-        return [folder / WEIGHTS]
-    index = folder / INDEX
-    if not index.is_file():
-        raise WinnowError(f"no weights in {folder}: expected {WEIGHTS} or shards with {INDEX}")
-    try:
-        files = [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise WinnowError(f"{index} is not a valid index of shards: {error!r}") from error
-    for path in files:
-        if not path.is_file():
-            raise WinnowError(f"shard {path.name} is missing from {folder}, though {INDEX} names it: fetch it again")
-    return files

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from harness import progress
-from harness.checkpoints.reader import INDEX, WEIGHTS
+from harness.checkpoints.weight_files import INDEX, WEIGHTS
 from harness.errors import WinnowError
 from harness.files import is_full
 

@@ -12,8 +12,9 @@ from harness.checkpoints.check import check_checkpoint
 from harness.checkpoints.config import read_config
 from harness.checkpoints.experts import expert_weights_reader, padded
 from harness.checkpoints.layout import LayerLayout, is_compact, layer_layouts, with_layouts
-from harness.checkpoints.reader import INDEX, WEIGHTS, CheckpointReader
+from harness.checkpoints.reader import CheckpointReader
 from harness.checkpoints.sizes import checkpoint_sizes
+from harness.checkpoints.weight_files import INDEX, WEIGHTS
 from harness.errors import WinnowError
 from harness.families.table import FAMILIES, family_of
 from tests.harness.checkpoints.compressed import ragged_plan

@@ -15,13 +15,14 @@ from harness.checkpoints.load import load_model
 from harness.checkpoints.packed_weights import Scheme, dequantize, quantize
 from harness.checkpoints.quantize import (
     Quantization,
-    dequantize_checkpoint,
+    plain_copy,
     quantize_checkpoint,
     served_facts,
     served_folder,
 )
-from harness.checkpoints.reader import INDEX, CheckpointReader
+from harness.checkpoints.reader import CheckpointReader
 from harness.checkpoints.sizes import checkpoint_sizes
+from harness.checkpoints.weight_files import INDEX
 from harness.contracts.plan import CompressionPlan
 from harness.errors import WinnowError
 from harness.families.table import FAMILIES
@@ -290,4 +291,4 @@ def test_not_finite_weights_leave_the_checkpoint_as_it_was(source):
 def test_dequantising_what_is_not_packed_is_refused(source, tmp_path):
     change_config(source, quantization_config={"quant_method": "gptq", "format": "x"})
     with pytest.raises(WinnowError, match="quantised as gptq"):
-        dequantize_checkpoint(source, tmp_path / "out")
+        plain_copy(source, tmp_path / "out")

@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 from harness.checkpoints.apply_plan import apply_plan
 from harness.checkpoints.check import check_checkpoint
 from harness.checkpoints.config import read_config
-from harness.checkpoints.reader import INDEX, WEIGHTS, CheckpointReader
+from harness.checkpoints.reader import CheckpointReader
+from harness.checkpoints.weight_files import INDEX, WEIGHTS
 from harness.contracts.plan import CompressionPlan, LayerPlan, NewExpert, Source
 from harness.families.table import FAMILIES
 from tests.harness.checkpoints.compressed import (

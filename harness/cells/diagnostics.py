@@ -1,0 +1,52 @@
+"""Layer diagnostics of a cell: they lie beside the records, in ``diagnostics/CELL.json``.
+
+They need the plan and the original model only, so cells that are finished already get them as well.
+"""
+
+import json
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from harness.calibration.tokens import TokenSequence
+from harness.cells.cell import Cell
+from harness.checkpoints.load import load_model
+from harness.contracts.plan import CompressionPlan
+from harness.files import write_files
+from harness.layers.diagnose import diagnose, sample
+from harness.records.store import RecordStore
+from methods.alignment import align_channels
+
+log = logging.getLogger(__name__)
+
+DIAGNOSTICS_VERSION = 2  # 2: left_out, pairs and sample
+
+
+def diagnose_cell(
+    config: DictConfig,
+    cell: Cell,
+    plan: Callable[[], CompressionPlan],
+    sequences: Callable[[], Sequence[TokenSequence]],
+    root: Path,
+) -> None:
+    """Writes ``diagnostics/CELL.json`` in ``root`` unless it is there; one process at a time works on it."""
+    store, settings, model = RecordStore(root, "diagnostics"), config.diagnostics, config.model
+    with store.claim(cell.id) as ours:
+        if not ours:
+            log.info("diagnostics of %s are there: skipped", cell.id)
+            return
+        found = diagnose(
+            cell.model,
+            plan(),
+            sample(sequences(), settings.tokens),
+            root / "cells" / cell.id / "diagnosed",
+            lambda folder: load_model(folder, model.dtype, model.device),
+            align_channels,
+            settings.pairs,
+            config.calibration.batch_size,
+        )
+        told = {"version": DIAGNOSTICS_VERSION, "cell": cell.id, "corpus": config.calibration.name, **found}
+        write_files({store.path(cell.id): json.dumps(told, indent=1).encode()})
+        log.info("diagnostics: %s", store.path(cell.id))
