@@ -26,6 +26,10 @@ def showing(wanted: bool) -> Iterator[None]:
         _shown, tqdm.__init__ = before
 
 
-def bar(label: str, total: int, items: Iterable[Any] | None = None) -> Any:
-    """A bar of ``total`` steps over ``items`` or by hand, gone when it is done; none at all without a label."""
-    return tqdm(items, total=total, desc=label, disable=not (label and _shown), leave=False)
+def bar(label: str, total: int, items: Iterable[Any] | None = None, unit: str = "it") -> Any:
+    """A bar of ``total`` steps over ``items`` or by hand, gone when it is done; none at all without a label.
+
+    Steps with a ``unit`` of their own (tokens) are shown in thousands and millions.
+    """
+    hidden = not (label and _shown)
+    return tqdm(items, total=total, desc=label, disable=hidden, leave=False, unit=unit, unit_scale=unit != "it")

@@ -1,7 +1,7 @@
 """Batches of a calibration pass, and what is where in them."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -27,23 +27,42 @@ class BatchLayout:
     def padded(self) -> bool:
         return self.tokens < self.real.numel()
 
+    def to(self, device: torch.device) -> "BatchLayout":
+        return replace(self, real=self.real.to(device), source=self.source.to(device))
+
+    def without_padding(self, values: Tensor) -> Tensor:
+        """The real positions of ``values`` (N, ...)."""
+        return values[self.real] if self.padded else values
+
 
 @dataclass(frozen=True)
-class _Batch:
+class Batch:
+    """What the model is given; B sequences of at most L tokens."""
+
     input_ids: Tensor  # (B, L)
     attention_mask: Tensor | None  # (B, L), where there is padding and no packing
     position_ids: Tensor | None  # (B, L), where sequences are packed
     layout: BatchLayout
 
 
-def _batches(sequences: Sequence[TokenSequence], sources: Sequence[str], batch_size: int) -> Iterator[_Batch]:
-    """Batches of similar lengths; the longest first, so that what does not fit in memory fails at once."""
-    by_length = sorted(sequences, key=lambda sequence: -len(sequence.input_ids))
-    for start in range(0, len(by_length), batch_size):
-        yield _batch(by_length[start : start + batch_size], sources)
+def sources_of(sequences: Sequence[TokenSequence]) -> list[str]:
+    """The names of the sources, in the order that ``BatchLayout.source`` counts in."""
+    return sorted({source for sequence in sequences for source in sequence.sources})
 
 
-def _batch(sequences: Sequence[TokenSequence], sources: Sequence[str]) -> _Batch:
+def in_order_of_pass(sequences: Sequence[TokenSequence]) -> list[TokenSequence]:
+    """The longest first, so that what does not fit in memory fails at once, and batches have similar lengths."""
+    return sorted(sequences, key=lambda sequence: -len(sequence.input_ids))
+
+
+def in_batches(sequences: Sequence[TokenSequence], batch_size: int) -> Iterator[Batch]:
+    """Batches of at most ``batch_size`` sequences, in the order of a pass."""
+    ordered, sources = in_order_of_pass(sequences), sources_of(sequences)
+    for start in range(0, len(ordered), batch_size):
+        yield _batch(ordered[start : start + batch_size], sources)
+
+
+def _batch(sequences: Sequence[TokenSequence], sources: Sequence[str]) -> Batch:
     length = max(len(sequence.input_ids) for sequence in sequences)
     shape = (len(sequences), length)
     input_ids = np.zeros(shape, dtype=np.int64)  # any token does for padding: nothing ever reads it
@@ -71,7 +90,7 @@ def _batch(sequences: Sequence[TokenSequence], sources: Sequence[str]) -> _Batch
         torch.from_numpy(source).reshape(-1),
         int(real.sum()),
     )
-    return _Batch(
+    return Batch(
         input_ids=torch.from_numpy(input_ids),
         attention_mask=None if packed or real.all() else torch.from_numpy(real).long(),
         position_ids=torch.from_numpy(position_ids) if packed else None,

@@ -5,39 +5,15 @@ import json
 import logging
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from harness.calibration.collected import Collected
 from harness.files import locked, write_files
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Collected:
-    """What one pass over a corpus of ``sequences`` sequences and ``tokens`` tokens measured.
-
-    ``layers`` maps a decoder layer to its arrays by name (float64, see ``harness.contracts.statistics.STATISTICS``;
-    always with ``frequency``); ``usage`` maps source -> layer (as text, as records have it) -> routed tokens
-    of each expert.
-    """
-
-    num_experts: int
-    top_k: int
-    n_group: int
-    sequences: int
-    tokens: int
-    seconds: float
-    layers: dict[int, dict[str, np.ndarray]]
-    usage: dict[str, dict[str, list[int]]]
-
-    @property
-    def names(self) -> frozenset[str]:
-        """The statistics that every layer has."""
-        return frozenset.intersection(*(frozenset(arrays) for arrays in self.layers.values()))
 
 
 def cached_statistics(

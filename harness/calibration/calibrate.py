@@ -7,8 +7,9 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
-from harness.calibration.cache import Collected, cached_statistics
+from harness.calibration.cache import cached_statistics
 from harness.calibration.collect import check_names, collect
+from harness.calibration.collected import Collected
 from harness.calibration.routers import router_reader
 from harness.calibration.tokens import TokenSequence, corpus_fingerprint
 from harness.checkpoints.config import read_config
@@ -29,7 +30,6 @@ def calibrate(
     batch_size: int = 8,
     dtype: str = "float32",
     corpus: str = "",
-    progress: bool = True,
     fingerprint: str | None = None,
 ) -> tuple[Statistics, Collected]:
     """Statistics of the checkpoint in ``folder`` on ``sequences``, by one pass or from the cache.
@@ -41,7 +41,7 @@ def calibrate(
     key = {"model": fingerprint or model_fingerprint(folder), "corpus": corpus_fingerprint(sequences), "dtype": dtype}
 
     def compute(names: frozenset[str]) -> Collected:
-        return collect(load_model(), sequences, family, names, batch_size, progress, corpus)
+        return collect(load_model(), sequences, family, names, batch_size, corpus)
 
     collected = cached_statistics(cache_dir, key, check_names(statistics), compute)
     statistics_read = to_statistics(collected, expert_weights_reader(folder, family))

@@ -1,18 +1,20 @@
-"""One pass over a corpus that collects statistics."""
+"""One pass over a corpus that collects statistics, and which ones a run asks for."""
 
 import logging
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
-import torch
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from harness.calibration.batches import _batches
-from harness.calibration.cache import Collected
-from harness.calibration.drive import _check_fit, _forward
-from harness.calibration.recorder import LayerRecorder, recording
+from harness.calibration.batches import sources_of
+from harness.calibration.collected import AffineStep, Collected, Part
+from harness.calibration.collectors.pairs import Usage
+from harness.calibration.collectors.released import MovingAverage
+from harness.calibration.collectors.table import collectors_for
+from harness.calibration.drive import drive
+from harness.calibration.recorder import Recorder
 from harness.calibration.tokens import TokenSequence
 from harness.contracts.statistics import RELEASED, SAMPLED, STATISTICS
 from harness.errors import WinnowError
@@ -54,53 +56,54 @@ def collect(
     family: Family,
     statistics: frozenset[str],
     batch_size: int = 8,
-    progress: bool = True,
     corpus: str = "",
+    part: Part | None = None,
 ) -> Collected:
     """One pass of ``model`` over ``sequences`` for ``statistics`` (and ``frequency``) and nothing else.
 
-    Sequences are batched by length, the longest first. Raises WinnowError where they do not fit the model,
+    Sequences are batched by length, the longest first. ``part`` says which part of a larger corpus they are, where
+    other passes see the rest (``harness.calibration.merge``). Raises WinnowError where they do not fit the model,
     and where anything turns NaN or infinite (naming layer and statistic). Experts that no token is routed to
     are counted in a warning; their sums are 0.
     """
-    _check_fit(model, sequences, family, batch_size)
     names = check_names(statistics)
     config = model.config.to_dict()
-    layers = family.moe_layers(config)
-    sources = sorted({source for sequence in sequences for source in sequence.sources})
+    sources = sources_of(sequences)
     tokens = sum(len(sequence.input_ids) for sequence in sequences)
-    name = f" over {corpus}" if corpus else ""
-    log.info("calibration pass%s (%d sequences, %d tokens)", name, len(sequences), tokens)
+    make = partial(collectors_for, names, len(sources), part or Part(0, tokens))
+    recorders = [Recorder(layer, family.router_output, make) for layer in family.moe_layers(config)]
+    over = f" over {corpus}" if corpus else ""
+    log.info("calibration pass%s (%d sequences, %d tokens)", over, len(sequences), tokens)
     started = time.perf_counter()
-    model.eval()
-    bar = tqdm(total=tokens, unit="token", unit_scale=True, desc=f"calibration{name}", disable=not progress)
-    with bar, torch.inference_mode(), recording(model, family, layers, names, len(sources), tokens) as recorders:
-        for batch in _batches(sequences, sources, batch_size):
-            for recorder in recorders:
-                recorder.start_batch(batch.layout)
-            _forward(model, batch)
-            for recorder in recorders:
-                recorder.check_finite()
-            bar.update(batch.layout.tokens)
-        arrays = {recorder.layer: recorder.arrays() for recorder in recorders}
-    _warn_never_routed(arrays)
+    drive(model, family, sequences, recorders, batch_size, f"calibration{over}")
+    layers = {recorder.layer: recorder.arrays for recorder in recorders}
+    _warn_never_routed(layers)
     return Collected(
-        num_experts=recorders[0].num_experts,
+        num_experts=recorders[0].experts.num_experts,
         top_k=family.top_k(config),
         n_group=family.router_groups(config),
         sequences=len(sequences),
         tokens=tokens,
         seconds=time.perf_counter() - started,
-        layers=arrays,
+        layers=layers,
         usage=_usage(recorders, sources),
+        part=part,
+        steps={} if part is None else {recorder.layer: _steps(recorder) for recorder in recorders},
     )
 
 
-def _usage(recorders: Sequence[LayerRecorder], sources: Sequence[str]) -> dict[str, dict[str, list[int]]]:
-    return {
-        source: {str(recorder.layer): recorder.usage[index].tolist() for recorder in recorders}
-        for index, source in enumerate(sources)
+def _usage(recorders: Sequence[Recorder], sources: Sequence[str]) -> dict[str, dict[str, list[int]]]:
+    counts = {
+        str(recorder.layer): each.counts.tolist()
+        for recorder in recorders
+        for each in recorder.collectors
+        if isinstance(each, Usage)
     }
+    return {source: {layer: of[place] for layer, of in counts.items()} for place, source in enumerate(sources)}
+
+
+def _steps(recorder: Recorder) -> dict[str, AffineStep]:
+    return {each.name: each.affine for each in recorder.collectors if isinstance(each, MovingAverage)}
 
 
 def _warn_never_routed(arrays: dict[int, dict[str, Any]]) -> None:

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +13,7 @@ from harness.checkpoints.experts import router_biases
 from harness.checkpoints.reader import CheckpointReader
 from harness.contracts.statistics import Routing
 from harness.families.family import Family
+from harness.families.moe_block import moe_block
 
 
 def router_reader(folder: Path, family: Family) -> Callable[[int, np.ndarray], Routing]:
@@ -32,7 +32,7 @@ def router_reader(folder: Path, family: Family) -> Callable[[int, np.ndarray], R
         reader = CheckpointReader(folder)
         rows = {_leaf(name): reader.tensor(name.format(layer=layer)).float() for name in family.router_tensors}
         biases = {_leaf(name): reader.tensor(name).float() for name in router_biases(reader, family, layer)}
-        router: Any = skeleton().get_submodule(family.block.format(layer=layer)).get_submodule(family.router)
+        router = moe_block(skeleton(), family, layer).router
         hidden = torch.from_numpy(inputs).float()
 
         @torch.inference_mode()

@@ -3,14 +3,17 @@
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from jinja2 import TemplateError
 
-from harness.data.corpora import Document
-from harness.errors import WinnowError
+from harness.backends.tokens import beginning_of_texts
+from harness.data.rows import Document
+from harness.errors import WinnowError, first_line
 
 log = logging.getLogger(__name__)
 
@@ -38,9 +41,12 @@ def tokenize(
     packing: bool = False,
     chat_template: bool | str = False,
     max_blocks: int | None = None,
+    bos: bool | str = "auto",
 ) -> list[TokenSequence]:
-    """Token sequences of at most ``max_length`` tokens, no special tokens added, documents without a token left out.
+    """Token sequences of at most ``max_length`` tokens; documents without a token are left out.
 
+    With ``bos`` "auto" a plain text begins with the token with which the tokenizer itself begins texts, if any, as it
+    does in evaluation; false leaves it out. A chat template writes its own beginning.
     Unpacked: each document on its own, cut on the right. Packed: documents run on from block to block, so every block
     but the last is full; a document that crosses the edge goes on in the next block as a document of its own (at most
     ``max_blocks`` blocks). With ``chat_template``, documents with messages go through the tokenizer's chat template;
@@ -53,10 +59,13 @@ def tokenize(
         raise WinnowError(
             "calibration.max_blocks limits the blocks of a packed corpus: set packing=true and at least 1"
         )
+    if bos not in ("auto", False):
+        raise WinnowError(f"calibration.bos must be auto or false, not '{bos}'")
     if not documents:
         raise WinnowError("the calibration corpus is empty: it has no documents")
     through_template = _template_is_used(documents, tokenizer, chat_template)
-    encoded = _encode([_text(d, tokenizer, through_template) for d in documents], tokenizer)
+    texts = _texts(documents, tokenizer, through_template, bos == "auto")
+    encoded = _encode(texts, tokenizer)
     tokens = [(ids, d.source) for ids, d in zip(encoded, documents, strict=True) if ids]
     if not tokens:
         raise WinnowError(f"the calibration corpus is empty: none of its {len(documents)} documents has a token")
@@ -94,18 +103,56 @@ def _template_is_used(documents: Sequence[Document], tokenizer: Any, chat_templa
     return False
 
 
-def _text(document: Document, tokenizer: Any, chat_template: bool) -> str:
-    if not (chat_template and document.messages):
-        return document.text
-    from jinja2 import TemplateError
+def _texts(documents: Sequence[Document], tokenizer: Any, through_template: bool, begin: bool) -> list[str]:
+    """What the tokenizer is given of each document."""
+    first = beginning_of_texts(tokenizer) if begin else ""
+    texts, folded = [], 0
+    for document in documents:
+        if not (through_template and document.messages):
+            # An empty document stays one.
+            texts.append(
+                f"{first}{document.text}" if document.text and not document.text.startswith(first) else document.text
+            )
+            continue
+        text, without_system = _templated(document, tokenizer)
+        texts.append(text)
+        folded += without_system
+    if folded:
+        log.warning(
+            "the chat template has no place for system turns: those of %d documents begin their first user turn", folded
+        )
+    return texts
 
+
+def _templated(document: Document, tokenizer: Any) -> tuple[str, bool]:
+    """The document in the chat template, and whether its system turns had to go into the first user turn for it."""
     turns = [{"role": role, "content": content} for role, content in document.messages]
     try:
-        return tokenizer.apply_chat_template(turns, tokenize=False)
+        return _applied(turns, tokenizer), False
     except TemplateError as error:
+        folded = _system_folded(turns)
+        with suppress(TemplateError):
+            if folded is not None:
+                return _applied(folded, tokenizer), True
         raise WinnowError(
-            f"the tokenizer's chat template refuses a document ({error}): set calibration.chat_template=false"
+            f"{document.where or 'a document'}: the tokenizer's chat template refuses it ({first_line(error)}): mend "
+            "the row, or set calibration.chat_template=false"
         ) from error
+
+
+def _applied(turns: list[dict[str, str]], tokenizer: Any) -> str:
+    return str(tokenizer.apply_chat_template(turns, tokenize=False))
+
+
+def _system_folded(turns: Sequence[Mapping[str, str]]) -> list[dict[str, str]] | None:
+    """The turns with what the system says before the first words of the user; None where there is no such pair."""
+    system = [turn["content"] for turn in turns if turn["role"] == "system"]
+    others = [dict(turn) for turn in turns if turn["role"] != "system"]
+    user = next((turn for turn in others if turn["role"] == "user"), None)
+    if not system or user is None:
+        return None
+    user["content"] = "\n\n".join([*system, user["content"]])
+    return others
 
 
 def _encode(texts: Sequence[str], tokenizer: Any) -> list[list[int]]:

@@ -21,7 +21,7 @@ from methods.alignment import align_channels
 
 log = logging.getLogger(__name__)
 
-DIAGNOSTICS_VERSION = 2  # 2: left_out, pairs and sample
+DIAGNOSTICS_VERSION = 3  # 2: left_out, pairs and sample; 3: the layer is the part of a score, no longer its domain
 
 
 def diagnose_cell(

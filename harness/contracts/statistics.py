@@ -2,45 +2,17 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import numpy as np
 
 from harness.contracts.shape import MoeShape
 from harness.errors import WinnowError
 
-# name -> shape and meaning. E experts, H hidden size, I channels; t runs over the T non-padding tokens of the corpus,
-# S_t are the experts that token t is routed to, g the gate value that really multiplies the output f_j(x_t).
-# For coverage: m_t is the sum of g_tj * f_j(x_t) over S_t, y_t the decoder layer's output, h_tj the activations before
-# the down projection, d_jc the column c of that projection. The attributions of a layer add up to its relative block
-# loss, the sum of |m_t|^2 / (|y_t|^2 + 1e-6). Of a perturbed block, in which every f_j is scaled by alpha, the loss is
-# (1 - alpha)^2 times that, and its gradient along f_j -2 alpha (1 - alpha) times the attribution.
-STATISTICS: dict[str, str] = {
-    "frequency": "(E,) tokens routed to the expert: #{t : j in S_t}",
-    "gate_sum": "(E,) sum of g_tj over routed tokens",
-    "router_probability_sum": "(E,) sum over all tokens of the full softmax of the router logits",
-    "top1_frequency": "(E,) tokens whose largest selected gate value is the expert's",
-    "top1_confidence_sum": "(E,) sum of the softmax probability of the expert over the tokens of top1_frequency",
-    "ean_sum": "(E,) sum over routed tokens of the L2 norm of f_j(x_t)",
-    "weighted_ean_sum": "(E,) sum over routed tokens of g_tj * L2 norm of f_j(x_t)",
-    "max_activation": "(E,) largest signed element of f_j(x_t) over routed tokens, never below 0",
-    "output_mean": "(E, H) mean over ALL tokens of f_j(x_t), routed or not",
-    "router_gram": "(E, E) sum over all tokens of r_ti * r_tj, raw router logits",
-    "router_document_distance": "(E, E) mean over documents, weighted by tokens, of 1 - cosine of logit columns",
-    "attribution_sum": "(E,) sum over routed tokens of g_tj * <m_t, f_j(x_t)> / (|y_t|^2 + 1e-6)",
-    "channel_square_sum": "(E, 3, I) sum over routed tokens of the squared gate output, up output and h_tj",
-    "input_square_sum": "(E, H) sum over routed tokens of x_t squared",
-    "channel_saliency_sum": "(E, I) sum over routed tokens of |g_tj * h_tjc * <m_t, d_jc>| / (|y_t|^2 + 1e-6)",
-    "released_attribution": "(E,) EMA over documents of attribution_sum / T, terms clipped (released coverage code)",
-    "released_activation": "(E, I) EMA over documents of the mean of the three roots of channel_square_sum (same code)",
-    "sampled_inputs": "(T, H) what the router is given, of T tokens evenly spaced over the pass (see sampled_tokens)",
-    "sampled_output_gram": "(E, E, T) <f_i(x_t), f_j(x_t)> of the same tokens, routed or not",
-}
-# Read by coverage's variant=released alone: they depend on the order of the documents, and take a step for each.
-RELEASED = frozenset({"released_attribution", "released_activation"})
-# Read by NAEE alone: large, and every expert runs on every token of the sample.
-SAMPLED = frozenset({"sampled_inputs", "sampled_output_gram"})
-# (E, E, ...): experts against experts
-SQUARE = frozenset({"router_gram", "router_document_distance", "sampled_output_gram"})
+# What a statistic looks at; it decides which event of the calibration pass its collector is shown.
+Sees = Literal["router", "routed pairs", "all tokens", "samples", "block output"]
+# How the results of two passes over different tokens are combined (``harness.calibration.merge`` has the rules).
+Merge = Literal["sum", "max", "token mean", "samples", "moving average"]
 
 
 def sampled_tokens(num_experts: int) -> int:
@@ -49,6 +21,93 @@ def sampled_tokens(num_experts: int) -> int:
     2048 up to 64 experts, 512 with 128, 128 with 256.
     """
     return max(1, min(2048, 2**23 // num_experts**2))
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """The declaration of one statistic of an MoE layer; how it is collected and finished is its collector's business.
+
+    ``shape`` has a number or a symbol for each axis: E experts, H hidden size, I channels, T sampled tokens.
+    """
+
+    shape: tuple[str | int, ...]
+    sees: Sees
+    merges: Merge
+    means: str
+
+    def sizes(self, experts: int, hidden: int, width: int, tokens: int | None = None) -> tuple[int, ...]:
+        """The shape in numbers; ``tokens`` are those of a sample, by default as many as it has at most."""
+        symbols = {"E": experts, "H": hidden, "I": width, "T": sampled_tokens(experts) if tokens is None else tokens}
+        return tuple(symbols[size] if isinstance(size, str) else size for size in self.shape)
+
+    @property
+    def expert_axes(self) -> int:
+        """How many of the axes are experts; they are the first ones."""
+        return self.shape.count("E")
+
+
+# t runs over the T non-padding tokens of the corpus, S_t are the experts that token t is routed to, g the gate value
+# that really multiplies the output f_j(x_t).
+# For coverage: m_t is the sum of g_tj * f_j(x_t) over S_t, y_t the decoder layer's output, h_tj the activations before
+# the down projection, d_jc the column c of that projection. The attributions of a layer add up to its relative block
+# loss, the sum of |m_t|^2 / (|y_t|^2 + 1e-6). Of a perturbed block, in which every f_j is scaled by alpha, the loss is
+# (1 - alpha)^2 times that, and its gradient along f_j -2 alpha (1 - alpha) times the attribution.
+STATISTICS: dict[str, Statistic] = {
+    "frequency": Statistic(("E",), "routed pairs", "sum", "tokens routed to the expert: #{t : j in S_t}"),
+    "gate_sum": Statistic(("E",), "routed pairs", "sum", "sum of g_tj over routed tokens"),
+    "router_probability_sum": Statistic(
+        ("E",), "router", "sum", "sum over all tokens of the full softmax of the router logits"
+    ),
+    "top1_frequency": Statistic(
+        ("E",), "router", "sum", "tokens whose largest selected gate value is the expert's"
+    ),
+    "top1_confidence_sum": Statistic(
+        ("E",), "router", "sum", "sum of the softmax probability of the expert over the tokens of top1_frequency"
+    ),
+    "ean_sum": Statistic(("E",), "routed pairs", "sum", "sum over routed tokens of the L2 norm of f_j(x_t)"),
+    "weighted_ean_sum": Statistic(
+        ("E",), "routed pairs", "sum", "sum over routed tokens of g_tj * L2 norm of f_j(x_t)"
+    ),
+    "max_activation": Statistic(
+        ("E",), "routed pairs", "max", "largest signed element of f_j(x_t) over routed tokens, never below 0"
+    ),
+    "output_mean": Statistic(("E", "H"), "all tokens", "token mean", "mean over ALL tokens of f_j(x_t), routed or not"),
+    "router_gram": Statistic(("E", "E"), "router", "sum", "sum over all tokens of r_ti * r_tj, raw router logits"),
+    "router_document_distance": Statistic(
+        ("E", "E"), "router", "token mean", "mean over documents, weighted by tokens, of 1 - cosine of logit columns"
+    ),
+    "attribution_sum": Statistic(
+        ("E",), "block output", "sum", "sum over routed tokens of g_tj * <m_t, f_j(x_t)> / (|y_t|^2 + 1e-6)"
+    ),
+    "channel_square_sum": Statistic(
+        ("E", 3, "I"), "routed pairs", "sum", "sum over routed tokens of the squared gate output, up output and h_tj"
+    ),
+    "input_square_sum": Statistic(("E", "H"), "routed pairs", "sum", "sum over routed tokens of x_t squared"),
+    "channel_saliency_sum": Statistic(
+        ("E", "I"), "block output", "sum", "sum over routed tokens of |g_tj * h_tjc * <m_t, d_jc>| / (|y_t|^2 + 1e-6)"
+    ),
+    "released_attribution": Statistic(
+        ("E",), "block output", "moving average",
+        "EMA over documents of attribution_sum / T, terms clipped (released coverage code)",
+    ),
+    "released_activation": Statistic(
+        ("E", "I"), "routed pairs", "moving average",
+        "EMA over documents of the mean of the three roots of channel_square_sum (same code)",
+    ),
+    "sampled_inputs": Statistic(
+        ("T", "H"), "samples", "samples",
+        "what the router is given, of T tokens evenly spaced over the pass (see sampled_tokens)",
+    ),
+    "sampled_output_gram": Statistic(
+        ("E", "E", "T"), "samples", "samples", "<f_i(x_t), f_j(x_t)> of the same tokens, routed or not"
+    ),
+}  # fmt: skip
+# Read by coverage's variant=released alone: they depend on the order of the documents, and take a step for each.
+RELEASED = frozenset(name for name, declared in STATISTICS.items() if declared.merges == "moving average")
+# Read by NAEE alone: large, and every expert runs on every token of the sample.
+SAMPLED = frozenset(name for name, declared in STATISTICS.items() if declared.sees == "samples")
+# (E, E, ...): experts against experts
+SQUARE = frozenset(name for name, declared in STATISTICS.items() if declared.expert_axes == 2)
 
 
 @dataclass(frozen=True)
@@ -113,10 +172,8 @@ def restricted(statistics: Statistics, kept: Mapping[int, Sequence[int]]) -> Sta
     """The same pass, looking only at the experts ``kept[layer]``, which are numbered 0, 1, ... in that order."""
 
     def rows(layer: int, name: str, values: np.ndarray) -> np.ndarray:
-        if name == "sampled_inputs":
-            return values
-        index = list(kept[layer])
-        return values[np.ix_(index, index)] if name in SQUARE else values[index]
+        axes = STATISTICS[name].expert_axes
+        return values[np.ix_(*[list(kept[layer])] * axes)] if axes else values
 
     def router(layer: int, inputs: np.ndarray) -> Routing:
         routing = statistics.router(layer, inputs)

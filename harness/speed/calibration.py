@@ -1,5 +1,4 @@
-"""Time and memory of a calibration pass against the plain forward: ``python -m
-harness.speed.calibration``.
+"""Time and memory of a calibration pass against the plain forward: ``python -m harness.speed.calibration``.
 
 A random Qwen3-MoE of 4 layers, hidden 512, 64 experts of width 192, top-8, on 8 x 512 tokens, float32. Exits
 with status 1 where a bar is missed.
@@ -17,16 +16,16 @@ import psutil
 import torch
 from transformers import PreTrainedModel, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
+from harness import progress
 from harness.calibration.collect import collect
-from harness.calibration.coverage_sums import NAMES as COVERAGE_NAMES
 from harness.calibration.tokens import TokenSequence
 from harness.contracts.statistics import RELEASED, SAMPLED, SQUARE, STATISTICS
 from harness.families.table import FAMILIES
 
-# What the pruning criteria read: no router logits of all experts against all, no output of unrouted experts.
-PRUNING = frozenset(STATISTICS) - {"output_mean", *SQUARE} - COVERAGE_NAMES - SAMPLED
 # What coverage reads as it is, by any of its channel scores; not the moving averages of the released code.
-COVERAGE = (COVERAGE_NAMES | {"frequency"}) - RELEASED
+COVERAGE = frozenset({"frequency", "attribution_sum", "channel_square_sum", "channel_saliency_sum", "input_square_sum"})
+# What the pruning criteria read: no router logits of all experts against all, no output of unrouted experts.
+PRUNING = (frozenset(STATISTICS) - {"output_mean"} - SQUARE - COVERAGE - RELEASED - SAMPLED) | {"frequency"}
 MAX_PRUNING_RATIO = 1.25
 MAX_COVERAGE_RATIO = 1.6
 MAX_EVERYTHING_RATIO = 8.0
@@ -81,7 +80,7 @@ def main() -> int:
             model.base_model(input_ids=torch.from_numpy(ids), use_cache=False)
 
     def calibration(names: frozenset[str]) -> Callable[[], None]:
-        return lambda: void(collect(model, sequences, FAMILIES["qwen3_moe"], names, _SEQUENCES, progress=False))
+        return lambda: void(collect(model, sequences, FAMILIES["qwen3_moe"], names, _SEQUENCES))
 
     work = {
         "plain": plain,
@@ -89,14 +88,15 @@ def main() -> int:
         "coverage": calibration(COVERAGE),
         "everything": calibration(frozenset(STATISTICS) - SAMPLED),
     }
-    plain()  # touches the weights for the first time
-    peaks = {name: peak_megabytes(run) for name, run in work.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in work}
-    for _ in range(repeats):
-        for name, run in work.items():
-            started = time.perf_counter()
-            run()
-            seconds[name].append(time.perf_counter() - started)
+    with progress.showing(False):
+        plain()  # touches the weights for the first time
+        peaks = {name: peak_megabytes(run) for name, run in work.items()}
+        seconds: dict[str, list[float]] = {name: [] for name in work}
+        for _ in range(repeats):
+            for name, run in work.items():
+                started = time.perf_counter()
+                run()
+                seconds[name].append(time.perf_counter() - started)
     median = {name: statistics.median(values) for name, values in seconds.items()}
     print(f"plain forward: {median['plain']:.2f} s (median of {repeats}, {torch.get_num_threads()} threads)")
     print(f"peak memory of the process, MB: {', '.join(f'{name} {peak:.0f}' for name, peak in peaks.items())}")

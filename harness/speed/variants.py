@@ -28,7 +28,7 @@ def checkpoints(folder: Path, names: tuple[str, ...] = tuple(METHODS)) -> dict[s
     documents = calibration_corpus(dict.fromkeys(("code", "math", "writing", "knowledge"), 60), seed=0)
     sequences = tokenize(documents, load_tokenizer(source), 256)
     needed = frozenset(statistic for name in names for statistic in METHODS[name].requires)
-    statistics, _ = calibrate(source, lambda: load_model(source, "float32"), sequences, needed, folder, progress=False)
+    statistics, _ = calibrate(source, lambda: load_model(source, "float32"), sequences, needed, folder)
     found = {"baseline": source}
     for number, name in enumerate(names):
         plan = METHODS[name].decide(statistics, HALF, 0).plan

@@ -108,7 +108,7 @@ def test_losses_are_those_of_the_models_own_blocks_with_experts_cut_out(tmp_path
     tokens = np.random.default_rng(0).integers(0, 256, 45)
     sequences = [TokenSequence(tokens, (45,), ("text",))]
     statistics, _ = calibrate(
-        tmp_path / "model", lambda: model, sequences, NAEE("naee").requires, tmp_path / "cache", progress=False
+        tmp_path / "model", lambda: model, sequences, NAEE("naee").requires, tmp_path / "cache"
     )
     plan = NAEE("naee").decide(statistics, HALF, seed=0).plan
     inputs: dict[int, torch.Tensor] = {}

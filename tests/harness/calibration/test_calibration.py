@@ -1,4 +1,6 @@
 import logging
+from contextlib import ExitStack
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,11 +12,14 @@ from transformers.models.gpt_oss.modeling_gpt_oss import GptOssExperts
 from harness.calibration.batches import BatchLayout
 from harness.calibration.calibrate import calibrate, to_statistics
 from harness.calibration.collect import collect, wanted_statistics
-from harness.calibration.recorder import LayerRecorder, recording
+from harness.calibration.collected import Part
+from harness.calibration.collectors.table import collectors_for
+from harness.calibration.recorder import Recorder
 from harness.calibration.tokens import TokenSequence, tokenize
 from harness.contracts.statistics import RELEASED, SAMPLED, STATISTICS
-from harness.data.corpora import Document
+from harness.data.rows import Document
 from harness.errors import WinnowError
+from harness.families.moe_block import MoeBlock, moe_block
 from harness.families.table import FAMILIES
 from tests.brute_force import brute_force_statistics
 from tests.tiny import FAMILY_NAMES, byte_tokenizer, save_tiny, tiny_model
@@ -37,7 +42,12 @@ def sequence(*pieces, sources=None):
 
 
 def run(model, sequences, names=ALL, batch_size=8):
-    return collect(model, sequences, FAMILIES[model.config.model_type], names, batch_size, progress=False)
+    return collect(model, sequences, FAMILIES[model.config.model_type], names, batch_size)
+
+
+def recorder(layer, names, router_output=()):
+    """Of 48 tokens of one source."""
+    return Recorder(layer, router_output, partial(collectors_for, names, 1, Part(0, 48)))
 
 
 def assert_close(actual, expected, names=ALL, rtol=1e-5):
@@ -118,20 +128,22 @@ def test_the_model_computes_the_same_while_it_is_recorded(family, dtype):
     model = tiny_model(family).to(dtype)
     model.set_experts_implementation("grouped_mm")
     ids = torch.tensor(documents([24, 24]))
+    layout = BatchLayout(torch.ones(48, dtype=torch.bool), ((0, 24), (24, 48)), torch.zeros(48).long(), 48)
+    recorders = [recorder(layer, ALL, FAMILIES[family].router_output) for layer in (0, 1)]
     with torch.inference_mode():
         before = model(ids, use_cache=False).logits
-        with recording(model, FAMILIES[family], [0, 1], ALL, 1) as recorders:
-            layout = BatchLayout(torch.ones(48, dtype=torch.bool), ((0, 24), (24, 48)), torch.zeros(48).long(), 48)
-            for recorder in recorders:
-                recorder.start_batch(layout)
+        with ExitStack() as stack:
+            for each in recorders:
+                stack.enter_context(each.watching(moe_block(model, FAMILIES[family], each.layer)))
+                each.start_batch(layout)
             during = model(ids, use_cache=False).logits
         after = model(ids, use_cache=False).logits
     assert torch.equal(during, before)
     assert torch.equal(after, before)
-    assert [recorder.tokens for recorder in recorders] == [48, 48]
+    assert [each.arrays["frequency"].sum() for each in recorders] == [96, 96]
     for layer in model.model.layers:
         assert "forward" not in vars(layer.mlp.experts)
-        assert not layer.mlp.gate._forward_hooks
+        assert not layer.mlp.gate._forward_hooks and not layer._forward_hooks
 
 
 def test_experts_with_biases_and_transposed_weights():
@@ -143,16 +155,17 @@ def test_experts_with_biases_and_transposed_weights():
     x, gates = torch.randn(10, 32), torch.rand(10, 2)
     indices = torch.stack([torch.randperm(4)[:2] for _ in range(10)])
     real = torch.arange(10) < 7
-    recorder = LayerRecorder(0, experts, frozenset({"output_mean", "ean_sum"}), 1)
-    recorder.start_batch(BatchLayout(real, ((0, 7),), torch.zeros(10).long(), 7))
+    found = recorder(0, frozenset({"output_mean", "ean_sum"}))
     with torch.no_grad():
-        result = recorder.experts_forward(x, indices, gates)
+        with found.watching(MoeBlock(torch.nn.Identity(), torch.nn.Identity(), torch.nn.Identity(), experts)):
+            found.start_batch(BatchLayout(real, ((0, 7),), torch.zeros(10).long(), 7))
+            result = experts(x, indices, gates)
         expected = grouped_mm_experts_forward(experts, x, indices, gates)
         one = torch.ones(7, 1)
         every = torch.stack([grouped_mm_experts_forward(experts, x[:7], torch.full((7, 1), j), one) for j in range(4)])
     torch.testing.assert_close(result[:7], expected[:7])
     assert not result[7:].any()
-    arrays = recorder.arrays()
+    arrays = found.arrays
     np.testing.assert_allclose(arrays["output_mean"], every.mean(1).numpy(), rtol=1e-5, atol=1e-6)
     norms = every.norm(dim=2)
     routed = [sum(float(norms[j, t]) for t in range(7) if j in indices[t]) for j in range(4)]
@@ -216,8 +229,11 @@ def test_what_a_setting_asks_for():
     assert wanted_statistics("all", needed) == ORDER_FREE
     assert wanted_statistics("all", RELEASED | SAMPLED) == ALL
     assert wanted_statistics("needed", needed) == needed
+    assert wanted_statistics("auto", needed) == needed
+    assert wanted_statistics("auto", needed, also=frozenset({"gate_sum"})) == {"frequency", "gate_sum"}
+    assert wanted_statistics("needed", needed, also=frozenset({"gate_sum"})) == needed
     assert wanted_statistics(["ean_sum"], needed) == {"ean_sum", "frequency"}
-    with pytest.raises(WinnowError, match="all, needed or a list"):
+    with pytest.raises(WinnowError, match="auto, needed, all or a list"):
         wanted_statistics("some", needed)
     with pytest.raises(WinnowError, match="unknown statistic 'some'"):
         wanted_statistics(["some"], needed)
@@ -237,7 +253,7 @@ def test_calibrate_passes_once_and_reads_weights_from_disk(tmp_path, caplog, fam
     sequences = tokenize([Document("a calibration text", "prose")], byte_tokenizer(), 32)
 
     def go(*names):
-        return calibrate(folder, load, sequences, frozenset(names), tmp_path / "cache", corpus="prose", progress=False)
+        return calibrate(folder, load, sequences, frozenset(names), tmp_path / "cache", corpus="prose")
 
     first, _ = go("ean_sum", "frequency")
     second, again = go("frequency")

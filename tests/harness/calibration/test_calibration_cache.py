@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from harness.calibration import cache as calibration_cache
-from harness.calibration.cache import Collected, cached_statistics
+from harness.calibration.cache import cached_statistics
+from harness.calibration.collected import Collected
 from harness.errors import WinnowError
 
 KEY = {"model": "m", "corpus": "c"}

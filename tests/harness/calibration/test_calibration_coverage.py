@@ -75,7 +75,7 @@ def perturbed_by_autograd(model, layer: int) -> tuple[float, np.ndarray, np.ndar
 @pytest.mark.parametrize("family", FAMILY_NAMES)
 def test_attribution_loss_and_saliency_equal_autograd_on_the_perturbed_block(family):
     model = tiny_model(family)
-    collected = collect(model, sequences(), FAMILIES[family], COVERAGE, batch_size=8, progress=False)
+    collected = collect(model, sequences(), FAMILIES[family], COVERAGE, batch_size=8)
     model.set_experts_implementation("eager")
     model = model.double()
     for layer, arrays in collected.layers.items():
@@ -91,8 +91,8 @@ def test_attribution_loss_and_saliency_equal_autograd_on_the_perturbed_block(fam
 def test_bfloat16_sums_in_float32():
     """A dot product over H that is rounded to 8 bits would be off by far more than its bfloat16 factors."""
     model = tiny_model("qwen3_moe").to(torch.bfloat16)
-    low = collect(model, sequences(), FAMILIES["qwen3_moe"], COVERAGE, progress=False)
-    high = collect(model.float(), sequences(), FAMILIES["qwen3_moe"], COVERAGE, progress=False)
+    low = collect(model, sequences(), FAMILIES["qwen3_moe"], COVERAGE)
+    high = collect(model.float(), sequences(), FAMILIES["qwen3_moe"], COVERAGE)
     for layer in low.layers:
         same = low.layers[layer]["frequency"] == high.layers[layer]["frequency"]  # no routing flip
         assert same.any()
@@ -112,7 +112,7 @@ def test_a_cache_of_an_older_pass_is_completed(tmp_path):
         return model
 
     def go(*names):
-        return calibrate(folder, load, sequences(), frozenset(names), tmp_path / "cache", progress=False)
+        return calibrate(folder, load, sequences(), frozenset(names), tmp_path / "cache")
 
     go("weighted_ean_sum", "output_mean")
     (entry,) = [path for path in (tmp_path / "cache").iterdir() if path.is_dir()]
@@ -131,7 +131,7 @@ def test_everything_asked_for_survives_the_cache(tmp_path):
     model = tiny_model("olmoe")
 
     def compute(names):
-        return collect(model, sequences(), FAMILIES["olmoe"], names, progress=False)
+        return collect(model, sequences(), FAMILIES["olmoe"], names)
 
     first = cached_statistics(tmp_path, {"key": 1}, frozenset(STATISTICS), compute)
     again = cached_statistics(tmp_path, {"key": 1}, frozenset(STATISTICS), lambda names: pytest.fail("not found"))

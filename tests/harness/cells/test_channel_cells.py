@@ -116,7 +116,7 @@ def test_stacked_experts_lose_the_same_number_of_channels(family, budget, tmp_pa
     sequences = [TokenSequence(generator.integers(0, 256, n), (n,), ("text",)) for n in (40, 25)]
     method = Coverage("c", layout="uniform", layer_budget=budget, channel_score="weight_activation")
     statistics, _ = calibrate(
-        tmp_path / "model", lambda: model, sequences, method.requires, tmp_path / "cache", progress=False
+        tmp_path / "model", lambda: model, sequences, method.requires, tmp_path / "cache"
     )
     config = read_config(tmp_path / "model")
     method.check(FAMILIES[family].shape(config), "3/8")

@@ -37,7 +37,7 @@ def calibrated(request, tmp_path_factory):
     generator = np.random.default_rng(2)
     sequences = [TokenSequence(generator.integers(0, 256, n), (n,), ("text",)) for n in (40, 25, 3)]
     names = COVERAGE.requires | CHAIN.requires
-    statistics, _ = calibrate(folder / "model", lambda: model, sequences, names, folder / "cache", progress=False)
+    statistics, _ = calibrate(folder / "model", lambda: model, sequences, names, folder / "cache")
     return request.param, folder / "model", statistics
 
 

@@ -31,7 +31,7 @@ from harness.checkpoints.footprint import (
 )
 from harness.checkpoints.quantize import Quantization, quantize_checkpoint
 from harness.checkpoints.reader import CheckpointReader
-from harness.data.corpora import Document
+from harness.data.rows import Document
 from harness.errors import WinnowError
 from harness.families.table import FAMILIES
 from tests.harness.checkpoints.compressed import merged, pruned, sliced
@@ -178,7 +178,7 @@ def sequences(count: int, length: int):
 def test_statistics_take_the_bytes_that_were_said(folders):
     model = anatomy_of_config(read_config(folders["deepseek_v3"]))
     names = wanted_statistics("all", frozenset({"released_activation", "released_attribution"}))
-    collected = collect(tiny_model("deepseek_v3"), sequences(2, 16), FAMILIES["deepseek_v3"], names, progress=False)
+    collected = collect(tiny_model("deepseek_v3"), sequences(2, 16), FAMILIES["deepseek_v3"], names)
     taken = sum(array.nbytes for arrays in collected.layers.values() for array in arrays.values())
     assert statistics_bytes(model, names) == taken
 
@@ -188,7 +188,7 @@ def test_activations_stay_below_what_was_said_and_not_far(tmp_path):
     model, tokens = tiny_model("qwen3_moe", hidden=128, width=96, top_k=4), 4 * 256
     names = wanted_statistics("all", frozenset())
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        collect(model, sequences(4, 256), FAMILIES["qwen3_moe"], names, batch_size=4, progress=False)
+        collect(model, sequences(4, 256), FAMILIES["qwen3_moe"], names, batch_size=4)
     events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
     alive, peak = 0, 0
     for event in sorted(events, key=lambda event: event.start_ns()):

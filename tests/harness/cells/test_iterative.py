@@ -16,7 +16,7 @@ from harness.checkpoints.apply_plan import apply_plan
 from harness.checkpoints.load import load_model
 from harness.checkpoints.tokenizer import load_tokenizer
 from harness.contracts.plan import CompressionPlan, prune
-from harness.data.corpora import Document
+from harness.data.rows import Document
 from methods.prune_experts import ExpertPruning
 from tests.tiny import save_tiny
 
@@ -67,7 +67,7 @@ def by_hand(folder: Path) -> CompressionPlan:
 
     def kept(model: Path, ratio: Fraction) -> dict[int, list[int]]:
         statistics, _ = calibrate(
-            model, lambda: load_model(model, "float32"), sequences, reap.requires, folder / "other", progress=False
+            model, lambda: load_model(model, "float32"), sequences, reap.requires, folder / "other"
         )
         plan = reap.decide(statistics, ratio, seed=0).plan
         return {layer.layer: [new.sources[0].expert for new in layer.experts] for layer in plan.layers}

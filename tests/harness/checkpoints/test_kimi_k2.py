@@ -80,7 +80,7 @@ def test_statistics_equal_brute_force(folder: Path) -> None:
     sequences = [TokenSequence(text, (len(text),), ("text",)) for text in texts]
     expected = brute_force_statistics(tiny_model("kimi_k2"), [text.tolist() for text in texts])
     family = family_of(read_config(folder))
-    found = collect(load_model(folder), sequences, family, frozenset(STATISTICS), batch_size=2, progress=False)
+    found = collect(load_model(folder), sequences, family, frozenset(STATISTICS), batch_size=2)
     assert list(found.layers) == LAYERS and found.n_group == 1
     for layer, arrays in expected.layers.items():
         for name, want in arrays.items():

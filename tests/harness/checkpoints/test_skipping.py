@@ -52,7 +52,7 @@ def ratios_of(gates: np.ndarray) -> list[float]:
 def test_the_pass_counts_the_ratios_of_real_tokens(top_k):
     model = tiny_model("qwen3_moe", top_k=top_k)
     sequences = [TokenSequence(np.array(d), (len(d),), ("text",)) for d in documents()]
-    counts = gate_ratio_counts(model, sequences, FAMILIES["qwen3_moe"], batch_size=2, progress=False)
+    counts = gate_ratio_counts(model, sequences, FAMILIES["qwen3_moe"], batch_size=2)
     for layer, routed in routed_documents(model, documents()).items():
         ratios = ratios_of(np.concatenate([document.gates for document in routed]))
         assert counts[layer].sum() == len(ratios) == 56 * (top_k - 1)

@@ -107,7 +107,7 @@ def test_statistics_equal_brute_force_with_the_models_own_gate_values(tiny):
     texts = [generator.integers(0, 256, length).tolist() for length in (19, 3, 11, 1)]
     expected = brute_force_statistics(model, texts)
     sequences = [TokenSequence(np.array(text), (len(text),), ("text",)) for text in texts]
-    found = collect(model, sequences, FAMILIES[tiny.name], frozenset(STATISTICS), batch_size=3, progress=False)
+    found = collect(model, sequences, FAMILIES[tiny.name], frozenset(STATISTICS), batch_size=3)
     assert list(found.layers) == tiny.layers == sorted(expected.layers)
     assert (found.num_experts, found.top_k, found.tokens) == (8, 2, 34)
     for layer, arrays in expected.layers.items():
@@ -122,7 +122,7 @@ def test_the_table_says_whether_packed_documents_see_each_other(tiny, monkeypatc
 
     def run(*sequences: list[np.ndarray]) -> np.ndarray:
         made = [TokenSequence(np.concatenate(s), tuple(map(len, s)), ("text",) * len(s)) for s in sequences]
-        found = collect(model, made, FAMILIES[tiny.name], frozenset({"router_gram"}), progress=False)
+        found = collect(model, made, FAMILIES[tiny.name], frozenset({"router_gram"}))
         return found.layers[tiny.layers[-1]]["router_gram"]
 
     family = FAMILIES[tiny.name]

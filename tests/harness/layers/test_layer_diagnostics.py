@@ -9,16 +9,19 @@ import numpy as np
 import pytest
 import torch
 
+from harness.calibration.drive import drive
 from harness.calibration.tokens import TokenSequence
+from harness.cells import diagnostics
 from harness.cells.cell import Cell
 from harness.checkpoints.load import load_model
 from harness.contracts.plan import CompressionPlan, prune
 from harness.errors import WinnowError
 from harness.families.table import family_of
-from harness.layers import diagnose as diagnostics
-from harness.layers.diagnose import diagnose, observe, sample
+from harness.layers.diagnose import diagnose, sample
 from harness.layers.theory import spread
+from harness.layers.watch import Watch
 from harness.records.store import RecordStore
+from methods.alignment import align_channels
 from tests.brute_force import expert_function, moe_blocks, routed_documents
 from tests.harness.cells.test_iterative import _logging_as_before, winnow  # noqa: F401
 from tests.harness.checkpoints.compressed import (
@@ -39,13 +42,13 @@ def sequences() -> list[TokenSequence]:
 
 
 def diagnosed(folder: Path, plan: CompressionPlan, **options: int) -> dict:
-    found = diagnose(folder, plan, sequences(), folder.parent / "scratch", load_model, **options)
+    found = diagnose(folder, plan, sequences(), folder.parent / "scratch", load_model, align_channels, **options)
     assert not (folder.parent / "scratch").exists()
     return json.loads(json.dumps(found))
 
 
 def score(found: dict, metric: str, layer: int) -> float:
-    (value,) = [s["value"] for s in found["scores"] if (s["metric"], s["domain"]) == (metric, str(layer))]
+    (value,) = [s["value"] for s in found["scores"] if (s["metric"], s["part"]) == (metric, str(layer))]
     return value
 
 
@@ -181,11 +184,14 @@ def test_of_removed_channels_nothing_is_predicted(tmp_path: Path) -> None:
 def test_padding_is_left_out_and_batches_do_not_matter(tmp_path: Path) -> None:
     model = save_tiny(tmp_path / "model", "qwen3_moe")
     family = family_of(model.config.to_dict())
-    one, three = (observe(model, family, sequences(), size) for size in (1, 3))
-    for layer in (0, 1):
-        assert one[layer].hidden.shape == (48, 32)
-        assert torch.allclose(one[layer].hidden, three[layer].hidden, atol=1e-5)
-        assert torch.equal(one[layer].indices, three[layer].indices)
+    watched = {size: [Watch(layer, np.zeros(48, dtype=int)) for layer in identity_plan().layers] for size in (1, 3)}
+    for size, watches in watched.items():
+        drive(model, family, sequences(), watches, size)
+    for one, three in zip(watched[1], watched[3], strict=True):
+        before, after = one.original.passed, three.original.passed
+        assert before.hidden.shape == (48, 32)
+        assert torch.allclose(before.hidden, after.hidden, atol=1e-5)
+        assert torch.equal(before.indices, after.indices)
 
 
 def test_a_model_that_computes_nan_is_named(tmp_path: Path) -> None:
@@ -195,7 +201,7 @@ def test_a_model_that_computes_nan_is_named(tmp_path: Path) -> None:
     with pytest.raises(WinnowError, match="layer 1 computes NaN"):
         diagnose(tmp_path / "model", pruned([0, 1, 2], [0, 1, 2]), sequences(), tmp_path / "s", lambda folder: (
             model if folder.name == "model" else load_model(folder)
-        ))  # fmt: skip
+        ), align_channels)  # fmt: skip
 
 
 def test_a_sample_is_of_whole_sequences() -> None:
@@ -230,13 +236,14 @@ def test_a_cell_gets_its_diagnostics_whether_it_is_finished_or_not(
     metrics = {"measured_error", "predicted_error", "spread_ratio", "aligned_distance"}
     for metric in metrics:
         own = [s for s in told["scores"] if s["metric"] == metric]
-        assert {s["task"] for s in own} == {"layers"} and {s["domain"] for s in own} == {"0", "1"}
+        assert {(s["task"], s["kind"]) for s in own} == {("layers", "probe")} and {s["part"] for s in own} == {"0", "1"}
         assert all(s["low"] <= s["value"] <= s["high"] for s in own)
     assert winnow(monkeypatch, tmp_path, *merging, "diagnostics=layers") == 0
     assert len(ran) == 1, "once is enough"
     # A method without calibration is diagnosed on the corpus that the configuration names.
-    assert winnow(monkeypatch, tmp_path, "method=random", "diagnostics=layers") == 0
-    assert len(ran) == 2 and len(list((out / "diagnostics").glob("*.json"))) == 2
+    other = tmp_path / "other"
+    assert winnow(monkeypatch, tmp_path, "method=random", "diagnostics=layers", f"output_dir={other}") == 0
+    assert len(ran) == 2 and len(list((other / "diagnostics").glob("*.json"))) == 1
 
 
 def test_another_plan_than_the_recorded_one_is_refused(
@@ -247,7 +254,7 @@ def test_another_plan_than_the_recorded_one_is_refused(
     store = RecordStore(out)
     (cell,) = store.ids()
     folder = out / "cells" / cell
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "plan.json").write_text(json.dumps(pruned([0, 1, 2], [0, 1, 2]).to_json()))
     assert winnow(monkeypatch, tmp_path, "method=random", "diagnostics=layers") == 2
     assert "not the recorded one" in capsys.readouterr().err
