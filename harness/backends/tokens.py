@@ -36,6 +36,13 @@ def has_chat_template(tokenizer: Any) -> bool:
     return bool(getattr(tokenizer, "chat_template", None))
 
 
+def beginning_of_texts(tokenizer: Any) -> str:
+    """The mark with which the tokenizer itself begins every text; empty where it adds none."""
+    first = tokenizer.bos_token
+    adds = first is not None and tokenizer.encode("a")[:1] == [tokenizer.bos_token_id]
+    return str(first) if adds else ""
+
+
 def prompt_text(tokenizer: Any, prompt: str | Sequence[Mapping[str, str]], options: Mapping[str, Any]) -> str:
     """What a model reads: a plain text behind the beginning-of-text token that its tokenizer would add, or messages as
     its chat template writes them, ready for the answer. A last message of the assistant stays open to be gone on with.
@@ -44,9 +51,8 @@ def prompt_text(tokenizer: Any, prompt: str | Sequence[Mapping[str, str]], optio
     where it refuses the messages.
     """
     if isinstance(prompt, str):
-        first = tokenizer.bos_token
-        adds = first is not None and tokenizer.encode("a")[:1] == [tokenizer.bos_token_id]
-        return f"{first}{prompt}" if adds and not prompt.startswith(first) else prompt
+        first = beginning_of_texts(tokenizer)
+        return prompt if prompt.startswith(first) else f"{first}{prompt}"
     if not has_chat_template(tokenizer):
         raise WinnowError("the model's tokenizer has no chat template: take chat=false")
     messages = [dict(message) for message in prompt]

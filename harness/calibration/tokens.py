@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jinja2 import TemplateError
 
 from harness.backends.tokens import beginning_of_texts
 from harness.data.rows import Document
@@ -129,9 +128,9 @@ def _templated(document: Document, tokenizer: Any) -> tuple[str, bool]:
     turns = [{"role": role, "content": content} for role, content in document.messages]
     try:
         return _applied(turns, tokenizer), False
-    except TemplateError as error:
+    except Exception as error:  # of the template's own code
         folded = _system_folded(turns)
-        with suppress(TemplateError):
+        with suppress(Exception):
             if folded is not None:
                 return _applied(folded, tokenizer), True
         raise WinnowError(

@@ -36,7 +36,8 @@ from harness.contracts.record import Record, Sample
 from harness.contracts.statistics import Statistics
 from harness.contracts.tracker import Tracker
 from harness.data import contamination
-from harness.data.corpora import Document, load_documents
+from harness.data.corpora import load_documents
+from harness.data.rows import Document
 from harness.errors import WinnowError
 from harness.families.table import family_of
 from harness.files import write_files
@@ -139,6 +140,7 @@ def _tokenized(cell: Cell, documents: list[Document] | None = None) -> list[Toke
         settings["packing"],
         settings["chat_template"],
         settings["max_blocks"],
+        settings["bos"],
     )
 
 

@@ -4,27 +4,17 @@ A loader is deterministic in its ``seed`` and gives at most ``num_sequences`` do
 ``conf/calibration`` whose ``corpus._target_`` is one of these loaders or any function like them.
 """
 
-import json
 import logging
 import random
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from harness.data.rows import Document, document_of, is_readable, readable_names, rows_of, shaped
 from harness.data.sets import staged_rows
 from harness.errors import WinnowError, first_line
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Document:
-    """One text; ``source`` labels it in the usage counts, ``messages`` are its (role, content) turns."""
-
-    text: str
-    source: str = ""
-    messages: tuple[tuple[str, str], ...] = ()
 
 
 def load_documents(corpus: Any) -> list[Document]:
@@ -51,30 +41,28 @@ def local_files(
     text_column: str = "text",
     source: str = "local",
     source_column: str | None = None,
+    template: str | None = None,
+    chat: Mapping[str, str] | None = None,
+    columns: Mapping[str, str] | None = None,
 ) -> list[Document]:
-    """Documents of a JSONL, text or parquet file, or of every such file in a folder (in the order of their paths).
+    """Documents of a file, or of every file in a folder that can be read (in the order of their paths).
 
-    A ``.txt`` file is one document; a row of a JSONL or parquet file is one, its text in ``text_column`` (and its chat
-    turns in ``messages``, where there are any). With ``num_sequences`` a random sample of that many, in file order;
-    without, all. Raises WinnowError where nothing can be read.
+    What files and rows may look like, and what ``template``, ``chat`` and ``columns`` do: ``harness.data.rows``. With
+    ``num_sequences`` a random sample of that many, in file order; without, all. Raises WinnowError where nothing can
+    be read.
     """
     _check_count(num_sequences)
     root = Path(path)
     if not root.exists():
         raise WinnowError(f"calibration corpus {path} does not exist")
-    files = sorted(p for p in root.rglob("*") if p.suffix in _READERS) if root.is_dir() else [root]
+    files = sorted(p for p in root.rglob("*") if is_readable(p)) if root.is_dir() else [root]
     if not files:
-        raise WinnowError(f"no {', '.join(_READERS)} file in {path}")
+        raise WinnowError(f"no {readable_names()} file in {path}")
     documents: list[Document] = []
     for file in files:
-        if file.suffix not in _READERS:
-            raise WinnowError(f"cannot read {file} as a corpus: expected a file named {', '.join(_READERS)}")
-        try:
-            for where, row in _READERS[file.suffix](file, text_column):
-                label = str(row.get(source_column, source)) if source_column else source
-                documents.append(_document_of_row(row, text_column, label, where))
-        except (OSError, UnicodeDecodeError) as error:
-            raise WinnowError(f"cannot read the corpus {file}: {error}") from error
+        for where, row in rows_of(file, text_column):
+            label = str(row.get(source_column, source)) if source_column else source
+            documents.append(document_of(shaped(row, where, template, chat, columns), text_column, label, where))
     return _sample(documents, num_sequences, seed)
 
 
@@ -119,10 +107,8 @@ def hub_dataset(
             rows = rows if num_sequences is None else rows.select(range(min(num_sequences, len(rows))))
         documents = []
         for index, row in enumerate(rows):
-            text = {"text": _format(template, row, path)} if template is not None else {}
-            turns = {"messages": _turns(chat, row, path)} if chat else {}
             where = f"{path} ({split}), row {index}"
-            documents.append(_document_of_row({**row, **text, **turns}, text_column or "text", source, where))
+            documents.append(document_of(shaped(row, where, template, chat), text_column or "text", source, where))
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         reason = first_line(error)
         if staged_as:
@@ -145,7 +131,7 @@ def staged_corpus(
     staged = staged_rows(name, root)
     if num_sequences is not None and num_sequences > len(staged):
         log.warning("corpus %s: %d documents wanted, %d are staged in %s", name, num_sequences, len(staged), root)
-    documents = [_document_of_row(row, "text", source or name, f"{root}/{name}, {row['id']}") for row in staged]
+    documents = [document_of(row, "text", source or name, f"{root}/{name}, {row['id']}") for row in staged]
     return _sample(documents, num_sequences, seed)
 
 
@@ -184,78 +170,6 @@ def calibration_config(name: str, num_sequences: int | None, seed: int, root: st
     with open_dict(config):
         config.data = {"root": root}
     return config.calibration
-
-
-def _read_jsonl(file: Path, text_column: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    with file.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise WinnowError(f"{file}, line {number} is not JSON: {error}") from error
-            if not isinstance(row, dict):
-                raise WinnowError(f"{file}, line {number} is not a JSON object with a '{text_column}'")
-            yield f"{file}, line {number}", row
-
-
-def _read_text(file: Path, text_column: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    yield str(file), {text_column: file.read_text(encoding="utf-8")}
-
-
-def _read_parquet(file: Path, text_column: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        table = pyarrow.parquet.read_table(file)
-    except pyarrow.ArrowInvalid as error:
-        raise WinnowError(f"{file} is not a valid parquet file: {error}") from error
-    for number, row in enumerate(table.to_pylist()):
-        yield f"{file}, row {number}", row
-
-
-_READERS = {".jsonl": _read_jsonl, ".txt": _read_text, ".parquet": _read_parquet}
-
-
-def _document_of_row(row: Mapping[str, Any], text_column: str, source: str, where: str) -> Document:
-    """Raises WinnowError where the row has neither text nor messages."""
-    turns = row.get("messages") or ()
-    try:
-        turns = json.loads(turns) if isinstance(turns, str) else turns
-        messages = tuple((str(turn["role"]), _content(turn)) for turn in turns)
-    except (TypeError, KeyError, ValueError, AttributeError) as error:
-        raise WinnowError(f"{where}: 'messages' is not a list of {{role, content}}") from error
-    text = row.get(text_column)
-    if text is None and messages:
-        text = "\n\n".join(content for _, content in messages)
-    if not isinstance(text, str):
-        raise WinnowError(f"{where}: no text in column '{text_column}'; columns: {', '.join(row) or 'none'}")
-    return Document(text, source, messages)
-
-
-def _content(turn: Mapping[str, Any]) -> str:
-    """What a turn says: its text (or the text parts of it), then its tool calls as JSON, one a line."""
-    content = turn["content"] or ""
-    if not isinstance(content, str):
-        content = "\n".join(part["text"] for part in content if part.get("type") == "text")
-    calls = [json.dumps(call["function"], ensure_ascii=False) for call in turn.get("tool_calls") or ()]
-    return "\n".join([content, *calls] if content else calls)
-
-
-def _format(template: str, row: Mapping[str, Any], path: str) -> str:
-    try:
-        return template.format(**row)
-    except (KeyError, IndexError) as error:
-        raise WinnowError(f"corpus {path}: template needs column {error}; columns: {', '.join(row)}") from error
-
-
-def _turns(chat: Mapping[str, str], row: Mapping[str, Any], path: str) -> list[dict[str, Any]]:
-    try:
-        return [{"role": role, "content": row[column]} for role, column in chat.items()]
-    except KeyError as error:
-        raise WinnowError(f"corpus {path}: chat needs column {error}; columns: {', '.join(row)}") from error
 
 
 def _check_count(num_sequences: int | None) -> None:

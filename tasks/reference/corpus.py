@@ -4,7 +4,7 @@ import random
 from collections.abc import Iterator, Mapping
 from itertools import islice
 
-from harness.data.corpora import Document
+from harness.data.rows import Document
 from harness.errors import WinnowError
 from tasks.reference import code, knowledge, math, real_text, writing
 from tasks.reference.problem import Problem, Split

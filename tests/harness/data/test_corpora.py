@@ -8,7 +8,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from harness.calibration.tokens import corpus_fingerprint, tokenize
-from harness.data.corpora import Document, hub_dataset, load_documents, local_files, mixture
+from harness.data.corpora import hub_dataset, load_documents, local_files, mixture
+from harness.data.rows import Document
 from harness.data.schema import DATA_SETS
 from harness.errors import WinnowError
 from tests.tiny import byte_tokenizer
@@ -124,10 +125,10 @@ def test_bad_number_of_documents(tmp_path):
 def test_missing_or_empty_or_binary_corpus(tmp_path):
     with pytest.raises(WinnowError, match="does not exist"):
         local_files(str(tmp_path / "none.jsonl"))
-    with pytest.raises(WinnowError, match="no .jsonl, .txt, .parquet file"):
+    with pytest.raises(WinnowError, match=r"no .jsonl, .json, .txt, .parquet \(or these with .gz or .zst\) file"):
         local_files(str(tmp_path))
     (tmp_path / "a.txt").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(WinnowError, match="cannot read the corpus"):
+    with pytest.raises(WinnowError, match="is not UTF-8 text"):
         local_files(str(tmp_path / "a.txt"))
 
 
