@@ -54,6 +54,8 @@ def _load(folder: Path) -> Collected | None:
     try:
         manifest = json.loads(manifest_path.read_text())
         arrays_path = folder / "statistics.npz"
+        if manifest["sha256"] != _digest(manifest):
+            raise ValueError("manifest.json was changed after it was written")
         if _sha256(arrays_path) != manifest["statistics_sha256"]:
             raise ValueError("statistics.npz is not the file that manifest.json describes")
         layers: dict[int, dict[str, np.ndarray]] = {}
@@ -82,7 +84,13 @@ def _save(folder: Path, collected: Collected, key_parts: Mapping[str, Any]) -> N
         "statistics_sha256": _sha256(folder / "statistics.npz"),
         "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
-    write_files({folder / "manifest.json": json.dumps(manifest, indent=1).encode()})
+    write_files({folder / "manifest.json": json.dumps(manifest | {"sha256": _digest(manifest)}, indent=1).encode()})
+
+
+def _digest(manifest: Mapping[str, Any]) -> str:
+    """Of all that a manifest says but its digest."""
+    told = {name: value for name, value in manifest.items() if name != "sha256"}
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 
 def _sha256(path: Path) -> str:
