@@ -9,16 +9,16 @@ from harness.contracts.record import Score
 from harness.errors import BrokenModel
 
 
-def share_score(task: str, metric: str, outcomes: Sequence[float], domain: str = "") -> Score:
+def share_score(task: str, metric: str, outcomes: Sequence[float], part: str = "") -> Score:
     """The share of right answers among outcomes of 0.0 and 1.0, with Wilson's interval."""
     low, high = intervals.wilson(sum(outcomes), len(outcomes))
-    return Score(task, metric, sum(outcomes) / len(outcomes), len(outcomes), low, high, domain)
+    return Score(task, metric, sum(outcomes) / len(outcomes), len(outcomes), low, high, part)
 
 
-def mean_score(task: str, metric: str, values: Sequence[float], seed: int, domain: str = "") -> Score:
+def mean_score(task: str, metric: str, values: Sequence[float], seed: int, part: str = "") -> Score:
     """The mean of ``values`` with a bootstrap interval."""
     low, high = intervals.bootstrap_mean(values, seed)
-    return Score(task, metric, sum(values) / len(values), len(values), low, high, domain)
+    return Score(task, metric, sum(values) / len(values), len(values), low, high, part)
 
 
 def require_finite(results: Sequence[LogLikelihood], task: str) -> None:

@@ -13,29 +13,14 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from harness.backends import vllm_guard
-from harness.data.sets import rows
+from harness.contracts.task import Task
 from harness.errors import WinnowError
 
 WORTH_A_START = 500_000 * 1_574_912  # so many tokens of the reference MoE
 
 
-def tokens_to_write(tasks: Iterable[Any]) -> int:
-    """An upper bound of the tokens that the tasks generate: what a task says itself (``tokens_to_write()``), or its
-    items (None: all of its data set) x max_new_tokens."""
-    return sum(_tokens_of(task) for task in tasks)
-
-
-def _tokens_of(task: Any) -> int:
-    if hasattr(task, "tokens_to_write"):
-        return int(task.tokens_to_write())
-    if not hasattr(task, "max_new_tokens"):
-        return 0
-    items = len(rows(task.data_set, task.root)) if task.items is None else task.items
-    return int(items * task.max_new_tokens)
-
-
 def choose(
-    backend: Mapping[str, Any], model_config: Mapping[str, Any], tasks: Iterable[Any], active: Callable[[], int]
+    backend: Mapping[str, Any], model_config: Mapping[str, Any], tasks: Iterable[Task], active: Callable[[], int]
 ) -> tuple[Any, str]:
     """The node of the backend to take, and why (empty where it was asked for by name).
 
@@ -49,7 +34,7 @@ def choose(
         return backend, ""
     if reason or (reason := vllm_guard.reason_against_version()):
         return backend["hf"], reason
-    work = tokens_to_write(tasks)
+    work = sum(task.tokens_to_write() for task in tasks)
     if not work:
         return backend["hf"], "the suite writes nothing"
     if not vllm_guard.is_cpu_build():

@@ -4,13 +4,15 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from hydra.utils import instantiate
 
+from harness.contracts.backend import Backend
 from harness.contracts.record import Sample, Score
+from harness.contracts.task import BesideTask, ModelTask, SamplesTask, Task, TaskResult, TwoModelsTask
 from harness.errors import BrokenModel
 
 log = logging.getLogger(__name__)
@@ -38,8 +40,11 @@ class Evaluation:
     engine: dict[str, Any] = field(default_factory=dict)
     broken: dict[str, str] = field(default_factory=dict)
 
-    def add(self, result: Any) -> None:
-        self.scores.extend(result.scores)
+    def add(self, task: Task, result: TaskResult) -> None:
+        """A score that does not say its kind or domain has those of its task."""
+        self.scores.extend(
+            replace(score, kind=score.kind or task.kind, domain=score.domain or task.domain) for score in result.scores
+        )
         self.samples.extend(result.samples)
 
     @contextmanager
@@ -68,26 +73,27 @@ def evaluate(
     if not config["suite"]["tasks"]:
         return done
     tasks = {name: instantiate(node, _convert_="all") for name, node in config["suite"]["tasks"].items()}
-    observed: dict[str, Any] = {}
+    observed: dict[str, tuple[TwoModelsTask, Any]] = {}
 
-    def compare(backend: Any) -> None:
-        for name, seen in observed.items():
+    def compare(backend: Backend) -> None:
+        for name, (task, seen) in observed.items():
             with clock.stage(f"compare_{name}"), done.noting_broken(name):
-                done.add(tasks[name].compare(seen, backend))
+                done.add(task, task.compare(seen, backend))
 
     with clock.stage("load"):
         backend = _open(config, checkpoint)
     with closing(backend):
         for name, task in tasks.items():
             with clock.stage(f"task_{name}"), done.noting_broken(name):
-                if hasattr(task, "observe"):
-                    observed[name] = task.observe(backend, done.samples, baseline)
-                elif hasattr(task, "run_against"):
-                    done.add(task.run_against(backend, done.samples, baseline))
-                elif hasattr(task, "run_on"):
-                    done.add(task.run_on(done.samples))
-                else:
-                    done.add(task.run(backend))
+                match task:
+                    case TwoModelsTask():
+                        observed[name] = task, task.observe(backend, done.samples, baseline)
+                    case BesideTask():
+                        done.add(task, task.run_against(backend, done.samples, baseline))
+                    case SamplesTask():
+                        done.add(task, task.run_on(done.samples))
+                    case ModelTask():
+                        done.add(task, task.run(backend))
         if uncompressed is None:
             compare(backend)
         clock.seconds |= {what: round(seconds, 3) for what, seconds in backend.seconds.items()}
@@ -100,6 +106,6 @@ def evaluate(
     return done
 
 
-def _open(config: dict[str, Any], checkpoint: Path) -> Any:
+def _open(config: dict[str, Any], checkpoint: Path) -> Backend:
     model = config["model"]
     return instantiate(config["backend"]["open"], folder=str(checkpoint), dtype=model["dtype"], device=model["device"])

@@ -65,7 +65,8 @@ class Record:
     calibration corpus holds (see ``harness/data/contamination.py``).
 
     ``method_version`` and ``task_versions`` (task -> version) tell by which behaviour of the method and of each task
-    the numbers came about; ``was`` holds the ids that the cell had before.
+    the numbers came about; ``was`` holds the ids that the cell had before; ``samples_sha256`` is that of the file of
+    its samples.
     """
 
     cell: dict[str, Any]
@@ -83,6 +84,7 @@ class Record:
     method_version: str = ""
     task_versions: dict[str, str] = field(default_factory=dict)
     was: list[str] = field(default_factory=list)
+    samples_sha256: str = ""
     version: int = RECORD_VERSION
 
     def stages(self) -> list[str]:

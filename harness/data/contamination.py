@@ -3,12 +3,11 @@
 import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
-from harness.data import sets as data_sets
-from harness.data.schema import DATA_SETS, Row
+from harness.contracts.task import Task
+from harness.data.schema import Row
 from harness.errors import WinnowError
 
 log = logging.getLogger(__name__)
@@ -22,29 +21,27 @@ _WORD = re.compile(r"\w+")
 _BASE = np.uint64(0x9E3779B97F4A7C15)  # odd, so that no power of it is 0 modulo 2**64
 
 
-def check(corpus: str, documents: Iterable[str], tasks: Iterable[Any]) -> dict[str, dict[str, int]]:
-    """For each task that names a ``data_set``: how many of its items were looked at, and how many the documents hold.
+def check(corpus: str, documents: Iterable[str], tasks: Iterable[Task]) -> dict[str, dict[str, int]]:
+    """For each task whose items are published: how many of its items were looked at, and how many the documents hold.
 
     {task: {"items", "checked", "found"}}; items of fewer than ``SHORTEST`` words are not looked at. Warns of every task
     of which something was found, and of data that cannot be had (the task itself says what to do about it).
     """
     of_task: dict[str, list[str]] = {}
     for task in tasks:
-        name = getattr(task, "data_set", "")
-        if name not in DATA_SETS:
-            continue
         try:
-            rows = task.rows() if hasattr(task, "rows") else data_sets.rows(name, task.root)
+            texts = task.item_texts()
         except WinnowError as error:
             log.warning("calibration corpus %s is not compared with the items of %s: %s", corpus, task.name, error)
             continue
-        of_task[task.name] = [item_text(row) for row in rows]
+        if texts:
+            of_task[task.name] = texts
     found = overlaps(documents, of_task) if of_task else {}
-    for task, counts in found.items():
+    for name, counts in found.items():
         if counts["found"]:
             log.warning(
                 "contamination: calibration corpus %s contains %d of the %d items of %s: its scores are not clean",
-                corpus, counts["found"], counts["items"], task,
+                corpus, counts["found"], counts["items"], name,
             )  # fmt: skip
     return found
 

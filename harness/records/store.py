@@ -4,9 +4,11 @@ A JSON file that exists means a finished cell: it is the last thing that is put 
 folder means anything: locks and temporary files that a killed process leaves behind are ignored and swept up.
 """
 
+import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from harness.contracts.record import RECORD_VERSION, Record, Sample
 from harness.errors import WinnowError
 from harness.files import locked, write_files
 from harness.records.identity import plain
+from harness.records.old import upgraded
 
 SAMPLE_SCHEMA = pa.schema(
     [
@@ -61,7 +64,7 @@ class RecordStore:
             data = json.loads(path.read_text(encoding="utf-8"))
             if data["version"] > RECORD_VERSION:
                 raise WinnowError(f"the record {path} was written by a newer version of winnow: update winnow")
-            return Record.from_json(data)
+            return Record.from_json(upgraded(data))
         except OSError as error:
             raise WinnowError(f"cannot read the record {path}: {error.strerror or error}") from error
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -69,14 +72,26 @@ class RecordStore:
             raise WinnowError(f"the record {path} is damaged ({reason}): delete it and run its cell again") from error
 
     def read_table(self, cell: str, columns: Sequence[str] | None = None) -> pa.Table | None:
-        """The samples of a cell as an Arrow table, or None where its parquet file is not kept."""
+        """The samples of a cell as an Arrow table, or None where its parquet file is not kept.
+
+        Raises WinnowError where the file is damaged, or is not the one that its record was written with.
+        """
         path = self.samples_path(cell)
         if not path.is_file():
             return None
+        damaged = f"the samples {path} are damaged: delete the file, or run its cell again"
         try:
-            return pq.read_table(path, columns=None if columns is None else list(columns))
+            content = path.read_bytes()
+            expected = self._samples_sha256(cell)
+            if expected and hashlib.sha256(content).hexdigest() != expected:
+                raise WinnowError(f"{damaged} (it is not the file that its record was written with)")
+            return pq.read_table(pa.BufferReader(content), columns=None if columns is None else list(columns))
         except (OSError, pa.ArrowException) as error:
-            raise WinnowError(f"the samples {path} are damaged: delete the file, or run its cell again") from error
+            raise WinnowError(damaged) from error
+
+    def _samples_sha256(self, cell: str) -> str:
+        """What the record says of its samples' file; nothing where it has none, or is from before that was kept."""
+        return self.read(cell).samples_sha256 if self.exists(cell) else ""
 
     def read_samples(self, cell: str) -> list[Sample] | None:
         table = self.read_table(cell)
@@ -91,8 +106,10 @@ class RecordStore:
         then.
         """
         cell = record.cell["id"]
-        text = json.dumps(record.to_json(), indent=1, default=plain)
-        write_files({self.samples_path(cell): _to_parquet(samples), self.path(cell): text.encode()})
+        table = _to_parquet(samples)
+        told = replace(record, samples_sha256=hashlib.sha256(table).hexdigest())
+        text = json.dumps(told.to_json(), indent=1, default=plain)
+        write_files({self.samples_path(cell): table, self.path(cell): text.encode()})
         return self.path(cell)
 
     @contextmanager

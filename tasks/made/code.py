@@ -2,10 +2,11 @@
 
 import re
 from dataclasses import dataclass
+from typing import ClassVar
 
 from harness.contracts.backend import Backend
 from harness.contracts.record import Sample
-from harness.contracts.task import TaskResult
+from harness.contracts.task import ModelTask, TaskResult
 from tasks.reference.items import evaluation_problems
 from tasks.reference.problem import Problem
 from tasks.sandbox.run import Limits, Outcome, Program, run_many, same
@@ -50,14 +51,21 @@ def passed_tests(problem: Problem, outcome: Outcome) -> int:
 
 
 @dataclass(frozen=True)
-class CodeTask:
+class CodeTask(ModelTask):
     """pass@1: the share of problems whose answer passes every test. Programs run in ``tasks.sandbox.run``."""
+
+    kind: ClassVar[str] = "generative"
+    version: ClassVar[int] = 1
 
     items: int = 250
     seed: int = 0
     max_new_tokens: int = 96
     cpu_seconds: int = 2
     name: str = "code"
+    domain: str = "code"
+
+    def tokens_to_write(self) -> int:
+        return self.items * self.max_new_tokens
 
     def run(self, backend: Backend) -> TaskResult:
         problems = evaluation_problems("code", self.items, self.seed)

@@ -3,10 +3,11 @@
 import re
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
+from typing import ClassVar
 
 from harness.contracts.backend import Backend
 from harness.contracts.record import Sample
-from harness.contracts.task import TaskResult
+from harness.contracts.task import ModelTask, TaskResult
 from tasks.reference.items import evaluation_problems
 from tasks.scores import share_score
 
@@ -45,13 +46,20 @@ def is_equal(given: str, expected: str) -> bool:
 
 
 @dataclass(frozen=True)
-class MathTask:
+class MathTask(ModelTask):
     """Exact match of the final number, greedy decoding."""
+
+    kind: ClassVar[str] = "generative"
+    version: ClassVar[int] = 1
 
     items: int = 250
     seed: int = 0
     max_new_tokens: int = 80
     name: str = "math"
+    domain: str = "math"
+
+    def tokens_to_write(self) -> int:
+        return self.items * self.max_new_tokens
 
     def run(self, backend: Backend) -> TaskResult:
         problems = evaluation_problems("math", self.items, self.seed)

@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import ClassVar
 
 from harness.contracts.backend import Backend
 from harness.contracts.record import Sample
-from harness.contracts.task import TaskResult
+from harness.contracts.task import ModelTask, TaskResult
 from tasks.reference import choices
 from tasks.reference.choices import Choice
 from tasks.reference.items import first_distinct
@@ -38,16 +39,20 @@ def pick(logprobs: Sequence[float], texts: Sequence[str]) -> tuple[int, int]:
 
 
 @dataclass(frozen=True)
-class MultipleChoiceTask:
+class MultipleChoiceTask(ModelTask):
     """``acc`` and ``acc_norm`` for each domain, and over all questions. A sample's score is its ``acc``.
 
     ``items`` is the number of questions in each domain.
     """
 
+    kind: ClassVar[str] = "choice"
+    version: ClassVar[int] = 1
+
     items: int = 250
     seed: int = 0
     domains: tuple[str, ...] = DOMAINS
     name: str = "multiple_choice"
+    domain: str = "knowledge"
 
     def run(self, backend: Backend) -> TaskResult:
         questions = [q for domain in self.domains for q in evaluation_questions(domain, self.items, self.seed)]

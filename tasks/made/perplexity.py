@@ -4,13 +4,14 @@ import hashlib
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain, zip_longest
+from typing import ClassVar
 
 import numpy as np
 
 from harness.contracts import intervals
 from harness.contracts.backend import Backend
 from harness.contracts.record import Sample, Score
-from harness.contracts.task import TaskResult
+from harness.contracts.task import ModelTask, TaskResult
 from harness.errors import WinnowError
 from tasks.reference import real_text
 from tasks.reference.items import GENERATORS, evaluation_problems
@@ -42,7 +43,7 @@ def _spread(texts: list[str], count: int) -> list[str]:
 
 
 @dataclass(frozen=True)
-class PerplexityTask:
+class PerplexityTask(ModelTask):
     """Perplexity a token for each domain: ``exp`` of the mean negative log-likelihood over its tokens.
 
     The first token of a document, before which nothing stands, is not scored. The score over all domains is
@@ -51,10 +52,14 @@ class PerplexityTask:
     of documents a domain (a fifth as many pieces of real text, see ``documents``).
     """
 
+    kind: ClassVar[str] = "perplexity"
+    version: ClassVar[int] = 1
+
     items: int = 250
     seed: int = 0
     domains: tuple[str, ...] = DOMAINS
     name: str = "perplexity"
+    domain: str = "language"
 
     def run(self, backend: Backend) -> TaskResult:
         unknown = set(self.domains) - set(DOMAINS)

@@ -1,10 +1,11 @@
 """Short stories with given elements, scored by the elements that are there and by their form."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from harness.contracts.backend import Backend
 from harness.contracts.record import Sample
-from harness.contracts.task import TaskResult
+from harness.contracts.task import ModelTask, TaskResult
 from tasks.reference import writing as reference
 from tasks.reference.items import evaluation_problems
 from tasks.scores import mean_score, share_score
@@ -13,13 +14,20 @@ STOP = ("\n\n", "\nWrite a short story")
 
 
 @dataclass(frozen=True)
-class WritingTask:
+class WritingTask(ModelTask):
     """``elements``: the mean share of the asked elements in a story; ``form``: the share well formed."""
+
+    kind: ClassVar[str] = "generative"
+    version: ClassVar[int] = 1
 
     items: int = 250
     seed: int = 0
     max_new_tokens: int = 160
     name: str = "writing"
+    domain: str = "writing"
+
+    def tokens_to_write(self) -> int:
+        return self.items * self.max_new_tokens
 
     def run(self, backend: Backend) -> TaskResult:
         problems = evaluation_problems("writing", self.items, self.seed)

@@ -6,14 +6,14 @@ gives, so the choice it belongs to is the one that ``acc`` counts.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from harness.contracts import intervals
 from harness.contracts.record import Sample, Score
-from harness.contracts.task import TaskResult
+from harness.contracts.task import SamplesTask, TaskResult
 from harness.errors import BrokenModel
 from tasks.scores import mean_score, share_score
 
@@ -137,7 +137,7 @@ class _Answered:
 
 
 @dataclass(frozen=True)
-class CalibrationErrorTask:
+class CalibrationErrorTask(SamplesTask):
     """Calibration of the answers to the multiple choice of the tasks before it (``sources``); it asks nothing itself.
 
     ``ece`` (15 bins of one width) and ``ece_adaptive`` (15 of equal mass), ``ece_by_chance`` (what ``ece`` a perfectly
@@ -148,10 +148,14 @@ class CalibrationErrorTask:
     their domain the bin, such as "confidence 0.933-1.000". A sample's score is its Brier score.
     """
 
+    kind: ClassVar[str] = "probe"
+    version: ClassVar[int] = 1
+
     sources: tuple[str, ...] = ("multiple_choice",)
     bins: int = BINS
     seed: int = 0
     name: str = "calibration_error"
+    domain: str = ""
 
     def run_on(self, samples: Sequence[Sample]) -> TaskResult:
         """Scores of the samples that hold the log-likelihood of each choice; none where there are none.

@@ -22,10 +22,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from itertools import chain, product
+from typing import ClassVar
 
 from harness.contracts.backend import Backend
 from harness.contracts.record import Sample
-from harness.contracts.task import TaskResult
+from harness.contracts.task import ModelTask, TaskResult
 from tasks.reference import code, knowledge
 from tasks.reference.choices import Choice, choice_from
 from tasks.reference.items import evaluation_problems, first_distinct
@@ -236,16 +237,20 @@ def evaluation_questions(form: str, items: int, seed: int) -> tuple[Question, ..
 
 
 @dataclass(frozen=True)
-class ConsistencyTask:
+class ConsistencyTask(ModelTask):
     """Consistency of the answers to reference questions, see ``ask``; the domains of its scores are the forms above.
 
     ``items`` is the number of questions of each form.
     """
 
+    kind: ClassVar[str] = "probe"
+    version: ClassVar[int] = 1
+
     items: int = 250
     seed: int = 0
     forms: tuple[str, ...] = tuple(FORMS)
     name: str = "consistency"
+    domain: str = ""
 
     def run(self, backend: Backend) -> TaskResult:
         questions = [q for form in self.forms for q in evaluation_questions(form, self.items, self.seed)]

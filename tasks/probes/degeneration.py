@@ -3,9 +3,10 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from harness.contracts.record import Sample, Score
-from harness.contracts.task import TaskResult
+from harness.contracts.task import SamplesTask, TaskResult
 from tasks.probes.diversity import SOURCES, WORD, ngrams
 from tasks.scores import mean_score, share_score
 
@@ -48,7 +49,7 @@ def self_repetition(texts: Sequence[str], n: int = 4) -> list[float | None]:
 
 
 @dataclass(frozen=True)
-class GenerationTask:
+class GenerationTask(SamplesTask):
     """``degenerate``: the share of texts that end in a loop (``loop_length``); ``empty``: that hold no word;
     ``length``: mean number of words; ``self_repetition``: mean share of a text's 4-grams that another text of its
     source has too.
@@ -57,9 +58,13 @@ class GenerationTask:
     them. Scores come for each source and over all. A sample's score is 1.0 for a degenerate text.
     """
 
+    kind: ClassVar[str] = "probe"
+    version: ClassVar[int] = 1
+
     sources: tuple[str, ...] = SOURCES
     seed: int = 0
     name: str = "generation"
+    domain: str = ""
 
     def run_on(self, samples: Sequence[Sample]) -> TaskResult:
         measured = [

@@ -4,10 +4,11 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from harness.contracts import intervals
 from harness.contracts.record import Sample, Score
-from harness.contracts.task import TaskResult
+from harness.contracts.task import SamplesTask, TaskResult
 from tasks.scores import mean_score
 
 WORD = re.compile(r"\w+|[^\w\s]")
@@ -44,7 +45,7 @@ def distinct(texts: Sequence[str], n: int) -> tuple[float, list[float]] | None:
 
 
 @dataclass(frozen=True)
-class DiversityTask:
+class DiversityTask(SamplesTask):
     """``ngram_diversity_n``: different n-grams over all in a sample, averaged; ``distinct_n``: in all of it.
 
     It has no prompts of its own: ``run_on`` takes the samples of the tasks that write (``sources``), so it
@@ -52,10 +53,14 @@ class DiversityTask:
     do not count: a score's ``n`` says how many did, and a score that none has is left out.
     """
 
+    kind: ClassVar[str] = "probe"
+    version: ClassVar[int] = 1
+
     orders: tuple[int, ...] = (2, 3, 4)
     sources: tuple[str, ...] = SOURCES
     seed: int = 0
     name: str = "diversity"
+    domain: str = ""
 
     def run_on(self, samples: Sequence[Sample]) -> TaskResult:
         """Scores of the texts in ``samples``; a sample's own score is the mean of its diversities."""

@@ -13,7 +13,7 @@ tokens up to a position. Measures and formulas: ``tasks.probes.divergence``.
 import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from harness.contracts import intervals
 from harness.contracts.backend import Backend, Distributions
 from harness.contracts.record import Sample, Score
-from harness.contracts.task import TaskResult
+from harness.contracts.task import TaskResult, TwoModelsTask
 from harness.errors import BrokenModel, WinnowError
 from tasks.probes.divergence import MEASURES, divergences, truncated_divergences
 from tasks.scores import mean_score, share_score
@@ -106,7 +106,7 @@ def choose(pairs: Iterable[Pair], count: int) -> tuple[Pair, ...]:
 
 
 @dataclass(frozen=True)
-class DriftTask:
+class DriftTask(TwoModelsTask):
     """Drift on ``texts`` prompts of the tasks before it (all that write, or ``sources``), as many of each as can be.
 
     ``js``, ``kl_from_baseline`` and the other ``MEASURES`` are means over texts of a text's mean over its positions,
@@ -123,11 +123,15 @@ class DriftTask:
     far off the measures can be. Raises WinnowError where nothing was written to compare, BrokenModel for logits of NaN.
     """
 
+    kind: ClassVar[str] = "probe"
+    version: ClassVar[int] = 1
+
     texts: int = 64
     positions: int = 64
     sources: tuple[str, ...] = ()
     seed: int = 0
     name: str = "drift"
+    domain: str = ""
 
     def __post_init__(self) -> None:
         if self.texts < 1 or self.positions < 1:

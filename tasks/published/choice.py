@@ -5,10 +5,10 @@ requests, ``acc`` and ``acc_norm`` are lm-eval's. The hub and staged data go the
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from harness.contracts.backend import Backend
-from harness.contracts.task import TaskResult
+from harness.contracts.task import ModelTask, TaskResult
 from harness.data.schema import DATA_SETS, Row
 from harness.errors import WinnowError
 from tasks.published.items import Benchmark
@@ -56,7 +56,7 @@ def task_config(name: str, data_set: str, rows: list[Row]) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class ChoiceBenchmark(Benchmark):
+class ChoiceBenchmark(Benchmark, ModelTask):
     """``acc`` and, where lm-eval's task has it, ``acc_norm``; of LAMBADA ``acc`` and ``perplexity``.
 
     ``data_set``: winogrande, arc_challenge, arc_easy, boolq, hellaswag, mmlu, openbookqa, rte, piqa, lambada. A set in
@@ -64,11 +64,15 @@ class ChoiceBenchmark(Benchmark):
     them. Zero-shot: for few-shot prompts see ``tasks.published.lm_eval_task``. Raises WinnowError as that does.
     """
 
+    kind: ClassVar[str] = "choice"
+
     chat_template: bool = False
 
     def run(self, backend: Backend) -> TaskResult:
         self.require([name for name, known in DATA_SETS.items() if known.kind in KINDS])
-        task = LmEvalTask(self.name, (self.data_set,), chat_template=self.chat_template, seed=self.seed)
+        task = LmEvalTask(
+            self.name, (self.data_set,), chat_template=self.chat_template, seed=self.seed, domain=self.domain
+        )
         return task.score(backend, self._loaded)
 
     def _loaded(self) -> dict[str, Any]:

@@ -4,9 +4,10 @@ import re
 import string
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from harness.contracts.backend import Backend
-from harness.contracts.task import TaskResult
+from harness.contracts.task import ModelTask, TaskResult
 from harness.data.schema import DATA_SETS, Row
 from harness.errors import WinnowError
 from tasks.probes.consistency import Question, Wording, ask, rotations
@@ -17,7 +18,7 @@ LETTERS = string.ascii_uppercase
 
 
 @dataclass(frozen=True)
-class ChoiceOrder(Benchmark):
+class ChoiceOrder(Benchmark, ModelTask):
     """``consistent``, ``acc`` and ``all_right`` (see ``tasks.probes.consistency.ask``) when lettered choices are turned
     round.
 
@@ -26,6 +27,8 @@ class ChoiceOrder(Benchmark):
     For data sets of one context that ends in "Answer:" (arc_challenge, arc_easy, boolq, mmlu, piqa, rte); where that
     lists the choices already (mmlu), its own listing is turned. Raises WinnowError for others.
     """
+
+    kind: ClassVar[str] = "probe"
 
     def run(self, backend: Backend) -> TaskResult:
         self.require([name for name, known in DATA_SETS.items() if known.kind == "choice"])

@@ -8,11 +8,12 @@ layout are those of ``evalplus.provider`` 0.3.1, so that scores compare with tho
 import ast
 import re
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from harness.contracts.backend import Backend
 from harness.contracts.record import Sample
-from harness.contracts.task import TaskResult
+from harness.contracts.task import ModelTask, TaskResult
 from harness.data.schema import Row
 from tasks.published.items import Benchmark, asks_in_chat, tokens_to_write
 from tasks.published.program_tests import CHECKED, PLUS, judge, require_evalplus
@@ -80,7 +81,7 @@ def program(answer: str, begun: str = "") -> str:
 
 
 @dataclass(frozen=True)
-class CodeBenchmark(Benchmark):
+class CodeBenchmark(Benchmark, ModelTask):
     """``pass@1``: the share of problems whose program passes every test; a sample's score is 1.0 for one that does.
 
     ``data_set``: humaneval, mbpp, humaneval_plus, mbpp_plus. For the plus sets EvalPlus takes the program out of the
@@ -92,9 +93,15 @@ class CodeBenchmark(Benchmark):
     Raises WinnowError for data that cannot be had, EvalPlus not installed, and a sandbox that does not work.
     """
 
+    kind: ClassVar[str] = "generative"
+
+    domain: str = "code"
     max_new_tokens: int = 768
     chat: bool | str = "auto"
     cpu_seconds: int | None = None
+
+    def tokens_to_write(self) -> int:
+        return self.longest_answers(self.max_new_tokens)
 
     def run(self, backend: Backend) -> TaskResult:
         self.require((*CHECKED, *PLUS))
@@ -128,7 +135,8 @@ class CodeBenchmark(Benchmark):
         if plus:
             right = [float(sample.detail["base_right"]) for sample in samples]
             scores.append(share_score(self.name, "base_pass@1", right))
-        return TaskResult(scores, samples)
+        supersedes = self.name.removesuffix("_plus") if plus else ""
+        return TaskResult([replace(score, supersedes=supersedes) for score in scores], samples)
 
     def _sanitized(self, row: Row, answer: str, begun: str) -> str:
         from evalplus.sanitize import sanitize

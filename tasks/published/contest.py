@@ -18,11 +18,11 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
-from typing import Any
+from typing import Any, ClassVar
 
 from harness.contracts.backend import Backend
 from harness.contracts.record import Sample
-from harness.contracts.task import TaskResult
+from harness.contracts.task import ModelTask, TaskResult
 from harness.data.schema import Row
 from tasks.published.items import Benchmark, asks_in_chat, tokens_to_write
 from tasks.sandbox.run import Failed, Limits, Outcome, Program, run_many
@@ -136,17 +136,23 @@ def _same_numbers(a: str, b: str) -> bool:
 
 
 @dataclass(frozen=True)
-class ContestBenchmark(Benchmark):
+class ContestBenchmark(Benchmark, ModelTask):
     """``pass@1``: the share of problems whose program passes every test; a sample's score is 1.0 for one that does.
 
     ``chat``: "auto", true or false (``asks_in_chat``); ``template`` goes to the chat template. ``cpu_seconds``: for all
     tests of one problem. Raises WinnowError for data that cannot be had, and a sandbox that does not work.
     """
 
+    kind: ClassVar[str] = "generative"
+
+    domain: str = "code"
     max_new_tokens: int = 2000
     chat: bool | str = "auto"
     template: Mapping[str, Any] = field(default_factory=dict)
     cpu_seconds: int = 60
+
+    def tokens_to_write(self) -> int:
+        return self.longest_answers(self.max_new_tokens)
 
     def run(self, backend: Backend) -> TaskResult:
         self.require(DATA_SETS)

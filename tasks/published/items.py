@@ -4,8 +4,10 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import ClassVar
 
 from harness.contracts.backend import Backend
+from harness.data.contamination import item_text
 from harness.data.schema import Row
 from harness.data.sets import rows
 from harness.errors import WinnowError
@@ -33,15 +35,25 @@ class Benchmark:
     """A task on a published data set. ``root``: the folder of staged data (None: the hub); ``items``: how many of its
     items, drawn with ``seed`` (None: all)."""
 
+    version: ClassVar[int] = 1
+
     name: str
     data_set: str
     root: str | None = None
     items: int | None = None
     seed: int = 0
+    domain: str = ""
 
     def rows(self) -> tuple[Row, ...]:
         """The items of this task. Raises WinnowError where they cannot be had."""
         return benchmark_rows(self.data_set, self.root, self.items, self.seed)
+
+    def item_texts(self) -> list[str]:
+        return [item_text(row) for row in self.rows()]
+
+    def longest_answers(self, tokens: int) -> int:
+        """How many tokens are written where each answer may have ``tokens``."""
+        return tokens * (len(self.rows()) if self.items is None else self.items)
 
     def require(self, known: Sequence[str]) -> None:
         """Raises WinnowError for a data set that this kind of task cannot score."""

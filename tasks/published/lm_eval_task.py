@@ -7,19 +7,20 @@ import random
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from harness.contracts import intervals
 from harness.contracts.backend import Backend
 from harness.contracts.record import Sample, Score
-from harness.contracts.task import TaskResult
+from harness.contracts.task import ModelTask, TaskResult
 from harness.errors import BrokenModel, WinnowError
+from tasks.published.domains import domain_of
 
 # lm-eval's own default, so that seed=0 takes the few-shot examples that its command line takes.
 FIRST_SEED = 1234
@@ -28,7 +29,7 @@ CORPUS_RESAMPLES = 200
 
 
 @dataclass(frozen=True)
-class LmEvalTask:
+class LmEvalTask(ModelTask):
     """lm-eval's tasks, groups and tags by name. In a suite::
 
         arc: {_target_: tasks.published.lm_eval_task.LmEvalTask, name: arc, tasks: [arc_easy, arc_challenge]}
@@ -37,15 +38,18 @@ class LmEvalTask:
     tasks' own; a task that says 0 keeps it always. ``limit``: items a task. ``seed`` is of few-shot examples, sampling
     and bootstrap intervals.
 
-    The domain of a score or sample is the lm-eval task (or group). A metric has lm-eval's name, with its filter after a
-    comma unless it is "none". A sample's score is its first metric, on which cells can be paired; for perplexities the
-    negative log-likelihood in nats, with the number of words or bytes as weight. Intervals: Wilson's for metrics of 0
-    and 1, else a bootstrap over documents; those of a group are its tasks' intervals, their half-widths added in
-    squares with the weights that the group gives them.
+    The part of a score, and the domain of a sample, is the lm-eval task (or group). A metric has lm-eval's name, with
+    its filter after a comma unless it is "none". A sample's score is its first metric, on which cells can be paired;
+    for perplexities the negative log-likelihood in nats, with the number of words or bytes as weight. Intervals:
+    Wilson's for metrics of 0 and 1, else a bootstrap over documents; those of a group are its tasks' intervals, their
+    half-widths added in squares with the weights that the group gives them.
 
     Raises WinnowError for names that lm-eval does not know, tasks that cannot be loaded or would run what the model
     writes, and log-likelihoods that are not finite.
     """
+
+    kind: ClassVar[str] = "choice"
+    version: ClassVar[int] = 1
 
     name: str
     tasks: tuple[str, ...]
@@ -54,6 +58,7 @@ class LmEvalTask:
     limit: int | None = None
     chat_template: bool = False
     seed: int = 0
+    domain: str = ""
 
     def __post_init__(self) -> None:
         if isinstance(self.tasks, str) or not self.tasks:
@@ -94,11 +99,21 @@ class LmEvalTask:
             rows = results["samples"][name]
             self._require_finite(name, rows)
             aggregation = task.aggregation()
-            scores |= self._scores(name, rows, aggregation, results)
+            found = self._scores(name, rows, aggregation, results)
+            scores |= {key: self._filed(score, task, aggregation) for key, score in found.items()}
             samples += _samples(self.name, name, rows, aggregation)
         for name, group in loaded["groups"].items():
             scores |= self._group_scores(name, group, scores, results)
         return TaskResult(list(scores.values()), samples)
+
+    def _filed(self, score: Score, task: Any, aggregation: Mapping[str, Any]) -> Score:
+        """The score with its kind, by what lm-eval's task asks for, and its domain."""
+        aggregate = aggregation.get(score.metric.partition(",")[0])
+        if task.get_config("output_type") == "generate_until":
+            kind = "generative"
+        else:
+            kind = "perplexity" if _is_perplexity(aggregate) else "choice"
+        return replace(score, kind=kind, domain=self.domain or domain_of(score.part))
 
     def _load(self) -> Any:
         """lm-eval's task and group objects. Raises WinnowError."""
@@ -195,6 +210,7 @@ class LmEvalTask:
                 found[(name, key)] = Score(
                     self.name, _metric_name(metric, filter_name), float(value), sum(part.n for part in parts),
                     float(value) - low, float(value) + high, name, _higher_is_better(results, name, metric),
+                    parts[0].kind, self.domain or domain_of(name),
                 )  # fmt: skip
         return found
 
@@ -240,6 +256,12 @@ def _logprobs(row: Mapping[str, Any]) -> list[float]:
     """The log-likelihoods that the model answered a document's requests with; none where it wrote text."""
     answers = [of_request[0] for of_request in row["resps"]]
     return [float(a[0] if isinstance(a, tuple) else a) for a in answers if not isinstance(a, str)]
+
+
+def _is_perplexity(aggregate: Any) -> bool:
+    from lm_eval.api import metrics
+
+    return aggregate in (metrics.perplexity, metrics.weighted_perplexity, metrics.bits_per_byte)
 
 
 def _nll(aggregate: Callable[..., Any], value: Any) -> tuple[float, float] | None:

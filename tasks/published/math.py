@@ -11,11 +11,11 @@ last number. It is right when it equals the data set's answer (``tasks.published
 
 import re
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from harness.contracts.backend import Backend
 from harness.contracts.record import Sample
-from harness.contracts.task import TaskResult
+from harness.contracts.task import ModelTask, TaskResult
 from harness.data.boxed import last_boxed
 from harness.data.schema import Row
 from harness.errors import WinnowError
@@ -73,7 +73,7 @@ def few_shot(data_set: str, shots: int, question: str) -> str:
 
 
 @dataclass(frozen=True)
-class MathBenchmark(Benchmark):
+class MathBenchmark(Benchmark, ModelTask):
     """``exact_match``: the share of right final answers. ``data_set``: gsm8k or math_500.
 
     ``chat``: "auto", true or false (``asks_in_chat``); ``template`` goes to the chat template, such as
@@ -81,11 +81,17 @@ class MathBenchmark(Benchmark):
     the comparison of one answer may take; one that takes longer is wrong, and its sample says so.
     """
 
+    kind: ClassVar[str] = "generative"
+
+    domain: str = "math"
     max_new_tokens: int = 1024
     chat: bool | str = "auto"
     template: dict[str, Any] = field(default_factory=dict)
     shots: int = 4
     seconds: float = 10.0
+
+    def tokens_to_write(self) -> int:
+        return self.longest_answers(self.max_new_tokens)
 
     def run(self, backend: Backend) -> TaskResult:
         self.require(tuple(SHOTS))

@@ -3,11 +3,12 @@
 import math
 import re
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from harness.contracts import intervals
 from harness.contracts.backend import Backend
 from harness.contracts.record import Sample, Score
-from harness.contracts.task import TaskResult
+from harness.contracts.task import ModelTask, TaskResult
 from harness.errors import WinnowError
 from tasks.published.items import Benchmark
 from tasks.scores import require_finite
@@ -26,7 +27,7 @@ def detokenized(text: str) -> str:
 
 
 @dataclass(frozen=True)
-class TextBenchmark(Benchmark):
+class TextBenchmark(Benchmark, ModelTask):
     """``perplexity`` a token, ``word_perplexity`` and ``bits_per_byte``; every one over all documents together.
 
     Documents are scored one by one in windows of the model's length (``loglikelihood_rolling``), WikiText and C4 after
@@ -37,6 +38,10 @@ class TextBenchmark(Benchmark):
     ``data_set``: any set of texts (wikitext, c4, c4_sample). A sample's score is the negative log-likelihood of a
     document in nats, its weight its number of scored tokens.
     """
+
+    kind: ClassVar[str] = "perplexity"
+
+    domain: str = "language"
 
     def run(self, backend: Backend) -> TaskResult:
         documents = [row for row in self.rows() if row["text"].strip()]

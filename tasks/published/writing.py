@@ -9,14 +9,14 @@ uncompressed model, in both orders; a win or a loss is one that both orders agre
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from statistics import fmean
-from typing import Any
+from typing import Any, ClassVar
 
 from harness.contracts.backend import Backend
 from harness.contracts.record import Sample, Score
-from harness.contracts.task import TaskResult
+from harness.contracts.task import BesideTask, TaskResult
 from harness.data.schema import Row
 from tasks.published.items import Benchmark, asks_in_chat, tokens_to_write
 from tasks.published.judge import Judge, Question, Verdict
@@ -130,7 +130,7 @@ class Judgement:
 
 
 @dataclass(frozen=True)
-class JudgedWritingTask(Benchmark):
+class JudgedWritingTask(Benchmark, BesideTask):
     """Texts for the prompts of ``data_set``, and what ``judge`` says of them; without a judge, the texts alone.
 
     The samples of task ``name`` hold the texts and, in their detail, each question to the judge and its raw replies;
@@ -143,10 +143,16 @@ class JudgedWritingTask(Benchmark):
     chat template, such as {enable_thinking: false}.
     """
 
+    kind: ClassVar[str] = "generative"
+
+    domain: str = "writing"
     chat: bool | str = "auto"
     template: dict[str, Any] = field(default_factory=dict)
     max_new_tokens: int = 2048
     judge: Judge | None = None
+
+    def tokens_to_write(self) -> int:
+        return self.longest_answers(self.max_new_tokens)
 
     def run_against(self, backend: Backend, samples: Sequence[Sample], baseline: Sequence[Sample] | None) -> TaskResult:
         """Raises WinnowError for a data set that is not there, and for a judge that refuses to be asked."""
@@ -160,7 +166,7 @@ class JudgedWritingTask(Benchmark):
         length = tokens_to_write(backend, self.max_new_tokens)
         texts = backend.generate(prompts, length, progress=f"{self.name}: writing")
         kinds = {kind: self._judged(kind, plans) for kind, plans in self._plans(rows, texts, baseline).items()}
-        scores = [mean_score(self.name, "characters", [len(text) for text in texts], self.seed)]
+        scores = [replace(mean_score(self.name, "characters", [len(text) for text in texts], self.seed), kind="probe")]
         written = [
             Sample(
                 self.name,
@@ -220,23 +226,28 @@ class JudgedWritingTask(Benchmark):
         self, task: str, kind: str, rows: Sequence[Row], judged: Sequence[Judgement]
     ) -> tuple[list[Score], list[Sample]]:
         """The scores and samples of the items that have a value."""
-        samples = [
-            Sample(task, row["id"], one.value, domain="writing")
-            for row, one in zip(rows, judged, strict=True)
-            if one.value is not None
-        ]
-        values = [sample.score for sample in samples]
+        known = [(row["id"], one.value) for row, one in zip(rows, judged, strict=True) if one.value is not None]
+        values = [value for _, value in known]
         if not values:
             return [], []
         if kind == "rubric":
-            return [mean_score(task, "score", values, self.seed)], samples
+            # Averages over tasks need a share: 0 for the lowest number, 1 for the highest.
+            shares = [(value - LOWEST) / (HIGHEST - LOWEST) for value in values]
+            samples = [
+                Sample(task, item, share, domain="writing") for (item, _), share in zip(known, shares, strict=True)
+            ]
+            number = replace(mean_score(task, "score", values, self.seed), kind="probe")
+            return [mean_score(task, "share", shares, self.seed), number], samples
+        samples = [Sample(task, item, value, domain="writing") for item, value in known]
         scores = [
             share_score(task, "win_rate", values),  # ties count half: at least as wide as their own interval
             share_score(task, "wins", [float(value == WIN) for value in values]),
             share_score(task, "losses", [float(value == LOSS) for value in values]),
         ]
         agreed = [one.detail["agreed"] for one in judged if "agreed" in one.detail]
-        return scores + ([share_score(task, "consistency", agreed)] if agreed else []), samples
+        scores += [share_score(task, "consistency", agreed)] if agreed else []
+        # Against the uncompressed model, which has no such score itself: no part of an average.
+        return [replace(score, kind="probe") for score in scores], samples
 
     def _missing(self, kinds: Mapping[str, Sequence[Judgement]]) -> Score:
         """How many of the verdicts that were due are missing: a count, exact, so that its interval is itself."""
@@ -248,7 +259,9 @@ class JudgedWritingTask(Benchmark):
                 "the cell again", self.name, len(missing), len(judged), next(filter(None, missing[0].detail["faults"])),
             )  # fmt: skip
         count = float(len(missing))
-        return Score(f"{self.name}_missing", "verdicts", count, len(judged), count, count, higher_is_better=False)
+        return Score(
+            f"{self.name}_missing", "verdicts", count, len(judged), count, count, higher_is_better=False, kind="probe"
+        )
 
 
 def rubric_plan(row: Mapping[str, Any], text: str) -> Plan:

@@ -18,7 +18,7 @@ def is_right(context: str, continuation: str) -> bool:
 def test_a_model_that_knows_is_right_in_every_domain() -> None:
     backend = ScriptedBackend(score=lambda c, t: -1.0 if is_right(c, t) else -1000.0)
     result = MultipleChoiceTask(items=ITEMS).run(backend)
-    scores = {(score.metric, score.domain): score for score in result.scores}
+    scores = {(score.metric, score.part): score for score in result.scores}
     assert set(scores) == {(metric, domain) for metric in ("acc", "acc_norm") for domain in ("", *DOMAINS)}
     assert all(score.value == 1.0 for score in result.scores)
     assert scores["acc", ""].n == 4 * ITEMS and scores["acc", "code"].n == ITEMS
@@ -32,7 +32,7 @@ def test_a_model_that_knows_one_domain_is_right_there() -> None:
         return -1.0 if is_right(context, continuation) is knows else -1000.0
 
     result = MultipleChoiceTask(items=ITEMS).run(ScriptedBackend(score=score))
-    values = {score.domain: score.value for score in result.scores if score.metric == "acc"}
+    values = {score.part: score.value for score in result.scores if score.metric == "acc"}
     assert values == {"": 0.25, "knowledge": 0.0, "code": 0.0, "math": 1.0, "writing": 0.0}
     assert {s.domain for s in result.samples if s.score == 1.0} == {"math"}
 
@@ -54,7 +54,7 @@ def test_samples_hold_both_outcomes_and_every_log_likelihood() -> None:
         assert sample.detail["picked"] == shortest and sample.score == float(shortest == question.answer)
         assert sample.detail["logprobs"] == [-float(len(choice)) for choice in question.choices]
     norm = sum(sample.detail["acc_norm"] for sample in result.samples) / len(result.samples)
-    assert norm == next(s.value for s in result.scores if s.metric == "acc_norm" and s.domain == "")
+    assert norm == next(s.value for s in result.scores if s.metric == "acc_norm" and s.part == "")
 
 
 def test_chosen_domains_alone() -> None:

@@ -13,7 +13,7 @@ def words(text: str) -> int:
 
 def test_the_same_probability_for_every_token_is_its_inverse() -> None:
     result = PerplexityTask(items=5).run(ScriptedBackend(score=lambda c, t: -words(t) * math.log(3)))
-    assert [score.domain for score in result.scores] == ["", *DOMAINS]
+    assert [score.part for score in result.scores] == ["", *DOMAINS]
     for score in result.scores:
         assert (score.value, score.low, score.high) == pytest.approx((3, 3, 3)) and not score.higher_is_better
     assert result.scores[0].n == sum(score.n for score in result.scores[1:]) == len(result.samples)
@@ -25,7 +25,7 @@ def test_overall_is_the_geometric_mean_of_the_domains_and_long_documents_weigh_m
     overall, *domains = result.scores
     assert overall.value == pytest.approx(math.prod(score.value for score in domains) ** (1 / 5))
     for score in domains:
-        own = [sample for sample in result.samples if sample.domain == score.domain]
+        own = [sample for sample in result.samples if sample.domain == score.part]
         assert score.value == pytest.approx(math.exp(sum(s.score for s in own) / sum(s.weight for s in own)))
         assert score.low <= score.value <= score.high and score.n == len(own)
 

@@ -152,7 +152,7 @@ GIVEN = [
 
 def test_the_task_scores_each_domain_and_all() -> None:
     result = CalibrationErrorTask().run_on(GIVEN)
-    scores = {(s.metric, s.domain): s for s in result.scores}
+    scores = {(s.metric, s.part): s for s in result.scores}
     assert {domain for _, domain in scores if not domain.startswith("confidence")} == {"", "math", "code"}
     assert scores["ece", "math"].value == pytest.approx(0.2) and scores["ece", "code"].value == pytest.approx(0.6)
     assert scores["ece", ""].value == pytest.approx(0.4) and scores["ece", ""].n == 4
@@ -167,7 +167,7 @@ def test_the_task_scores_each_domain_and_all() -> None:
 
 
 def test_the_reliability_diagram_is_in_the_scores() -> None:
-    scores = {(s.metric, s.domain): s for s in CalibrationErrorTask(bins=10).run_on(GIVEN).scores}
+    scores = {(s.metric, s.part): s for s in CalibrationErrorTask(bins=10).run_on(GIVEN).scores}
     bins = {domain for metric, domain in scores if metric == "reliability"}
     assert bins == {"confidence 0.300-0.400", "confidence 0.600-0.700"}, "empty bins have no score"
     share = scores["reliability", "confidence 0.600-0.700"]

@@ -34,7 +34,7 @@ RIGHT = {
 
 def run(score, forms: tuple[str, ...] = tuple(FORMS)):
     result = ConsistencyTask(items=ITEMS, forms=forms).run(ScriptedBackend(score=score))
-    return {(s.metric, s.domain): s.value for s in result.scores}, result
+    return {(s.metric, s.part): s.value for s in result.scores}, result
 
 
 def test_a_model_that_knows_is_consistent_in_every_form() -> None:

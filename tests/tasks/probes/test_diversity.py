@@ -42,7 +42,7 @@ def test_scores_for_each_source_and_over_all() -> None:
         code=["a b a b a", "a b c d e"], math=["1 + 1 = 2", "1 + 1 = 2", ""], multiple_choice=["z z z z z z"]
     )
     result = DiversityTask().run_on(given)
-    scores = {(score.metric, score.domain): score for score in result.scores}
+    scores = {(score.metric, score.part): score for score in result.scores}
     assert scores["ngram_diversity_2", "code"].value == pytest.approx(0.75)
     assert scores["distinct_2", "math"].value == 0.5
     assert scores["ngram_diversity_2", ""].n == 4, "the empty text has no n-grams, multiple choice is not written"

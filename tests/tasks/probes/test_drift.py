@@ -36,7 +36,7 @@ def drift(
     task: DriftTask, ours: HFBackend, base: HFBackend, written: Sequence[str] = WRITTEN, own: Sequence[str] = WRITTEN
 ) -> tuple[dict[tuple[str, str], Score], list[Sample]]:
     result = task.compare(task.observe(ours, samples(own), samples(written)), base)
-    scores = {(score.metric, score.domain): score for score in result.scores}
+    scores = {(score.metric, score.part): score for score in result.scores}
     assert len(scores) == len(result.scores)
     return scores, result.samples
 

@@ -39,7 +39,7 @@ def test_scores_for_each_source_and_over_all() -> None:
         multiple_choice=["z"],
     )
     result = GenerationTask().run_on(given)
-    scores = {(score.metric, score.domain): score for score in result.scores}
+    scores = {(score.metric, score.part): score for score in result.scores}
     assert {domain for _, domain in scores} == {"", "code", "writing"}
     assert (scores["degenerate", ""].value, scores["degenerate", ""].n) == (0.2, 5)
     assert scores["degenerate", "writing"].value == pytest.approx(1 / 3) and scores["degenerate", "code"].value == 0

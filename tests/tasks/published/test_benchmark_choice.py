@@ -61,7 +61,7 @@ def by_hand(backend: HFBackend, rows: list[dict[str, Any]], by_length: bool = Fa
 def test_one_context_for_all_choices(backend: HFBackend, tmp_path: Path) -> None:
     root = stage(tmp_path, "arc_easy", QUESTIONS)
     result = ChoiceBenchmark("arc", "arc_easy", root).run(backend)
-    assert [(score.metric, score.domain) for score in result.scores] == [("acc", "arc_easy"), ("acc_norm", "arc_easy")]
+    assert [(score.metric, score.part) for score in result.scores] == [("acc", "arc_easy"), ("acc_norm", "arc_easy")]
     for score, outcomes in zip(
         result.scores, (by_hand(backend, QUESTIONS), by_hand(backend, QUESTIONS, True)), strict=True
     ):
@@ -92,7 +92,7 @@ def test_groups_are_scored_alone_and_together_by_their_sizes(backend: HFBackend,
         for row in part
     ]
     result = ChoiceBenchmark("mmlu", "mmlu", stage(tmp_path, "mmlu", rows)).run(backend)
-    scores = {score.domain: score for score in result.scores}
+    scores = {score.part: score for score in result.scores}
     assert set(scores) == {"mmlu", "mmlu_law", "mmlu_art"} and scores["mmlu"].n == 6
     assert scores["mmlu"].value == pytest.approx(sum(by_hand(backend, QUESTIONS)) / 6)
     assert scores["mmlu_law"].value == pytest.approx(sum(by_hand(backend, QUESTIONS[:4])) / 4)

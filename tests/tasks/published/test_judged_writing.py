@@ -91,20 +91,28 @@ def test_without_a_judge_texts_are_written_and_nothing_is_scored_but_their_lengt
     assert result.scores[0].value == len("our ") + len(str(ROWS[0]["prompt"]))
 
 
+def rubric(result: TaskResult) -> dict[str, float]:
+    """Item -> its mean number from 1 to 10; samples hold it as a share."""
+    return {item: 1 + 9 * share for item, share in samples(result, "poems_rubric").items()}
+
+
 def test_rubric_and_pairwise_verdicts_become_scores(root: str) -> None:
     with serving(fair) as endpoint:
         result = run(root, endpoint.judge(concurrency=3), THEIRS)
         questions = [asked(body) for body in endpoint.requests[1:]]  # the first is the sign of life
     assert len(questions) == 4 * 3
-    assert samples(result, "poems_rubric") == {f"p{n}": (9 + n + 1) / 2 for n in range(4)}
+    assert rubric(result) == pytest.approx({f"p{n}": (9 + n + 1) / 2 for n in range(4)})
     assert samples(result, "poems_pairwise") == dict.fromkeys(("p0", "p1", "p2", "p3"), 1.0)
     found = scores(result)
     assert found["poems_rubric score"].value == pytest.approx(5.75)
     low, high = wilson(4, 4)
-    assert found["poems_pairwise win_rate"] == Score("poems_pairwise", "win_rate", 1.0, 4, low, high)
+    assert found["poems_pairwise win_rate"] == Score("poems_pairwise", "win_rate", 1.0, 4, low, high, kind="probe")
     assert found["poems_pairwise wins"].value == found["poems_pairwise consistency"].value == 1.0
     assert found["poems_pairwise losses"].value == 0.0
-    assert found["poems_missing verdicts"] == Score("poems_missing", "verdicts", 0, 8, 0, 0, higher_is_better=False)
+    missing = Score("poems_missing", "verdicts", 0, 8, 0, 0, higher_is_better=False, kind="probe")
+    assert found["poems_missing verdicts"] == missing
+    assert found["poems_rubric share"].value == pytest.approx((5.75 - 1) / 9)
+    assert {name for name, score in found.items() if score.kind != "probe"} == {"poems_rubric share"}
 
 
 def test_questions_and_raw_replies_are_kept(root: str) -> None:
@@ -145,7 +153,7 @@ def test_a_rubric_out_of_range_is_missing_and_never_a_zero(
 
     with serving(partly) as endpoint, caplog.at_level(logging.WARNING):
         result = run(root, endpoint.judge(retries=1))
-    assert samples(result, "poems_rubric") == {"p0": 7.0, "p2": 7.0, "p3": 7.0}
+    assert rubric(result) == pytest.approx({"p0": 7.0, "p2": 7.0, "p3": 7.0})
     found = scores(result)
     assert (found["poems_rubric score"].value, found["poems_rubric score"].n) == (7.0, 3)
     assert (found["poems_missing verdicts"].value, found["poems_missing verdicts"].n) == (1.0, 4)
@@ -193,7 +201,7 @@ def test_empty_and_equal_texts_are_settled_without_the_judge(root: str) -> None:
         result = run(root, endpoint.judge(), theirs, lambda prompt: ours[prompt.partition("poem ")[2][0]])
         questions = [asked(body) for body in endpoint.requests[1:]]
     assert len(questions) == 2 and not any('"winner"' in question for question in questions)
-    assert samples(result, "poems_rubric") == {"p0": 1.0, "p1": 5.5, "p2": 6.0, "p3": 1.0}
+    assert rubric(result) == pytest.approx({"p0": 1.0, "p1": 5.5, "p2": 6.0, "p3": 1.0})
     assert samples(result, "poems_pairwise") == {"p0": 0.0, "p1": 1.0, "p2": 0.5, "p3": 0.5}
     assert "poems_pairwise consistency" not in scores(result)
     assert scores(result)["poems_missing verdicts"].value == 0.0
@@ -210,7 +218,7 @@ def test_a_prompt_without_a_checklist_has_one_criterion(tmp_path: Path) -> None:
     stage(tmp_path, [{**ROWS[0], "checklist": []}])
     with serving(lambda body: '{"scores": [7]}') as endpoint:
         result = run(str(tmp_path), endpoint.judge())
-    assert samples(result, "poems_rubric") == {"p0": 7.0}
+    assert rubric(result) == pytest.approx({"p0": 7.0})
 
 
 def test_a_model_with_a_chat_template_is_asked_in_messages(root: str) -> None:

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +17,7 @@ from harness.backends.hf import HFBackend
 from harness.backends.tokens import cut, prompts_that_fit, stops_by_prompt
 from harness.contracts import intervals
 from harness.contracts.backend import Sampling
-from harness.contracts.record import Score
+from harness.contracts.record import Record, Score
 from harness.errors import WinnowError
 from harness.records.store import RecordStore
 from tasks.published.lm_eval_task import LmEvalTask, _interval
@@ -148,7 +149,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, backend: HFBackend) -> str:
 
 
 def by_name(scores: Sequence[Score]) -> dict[tuple[str, str], Score]:
-    return {(score.domain, score.metric): score for score in scores}
+    return {(score.part, score.metric): score for score in scores}
 
 
 def right(backend: HFBackend, questions: list[dict[str, Any]]) -> tuple[list[float], list[float], list[list[float]]]:
@@ -175,7 +176,8 @@ def test_multiple_choice_and_groups_by_hand(backend: HFBackend, folder: str, tmp
     for metric, outcomes in (("acc", plain), ("acc_norm", normed)):
         for name, own in (("choice", outcomes[:4]), ("more", outcomes[4:])):
             low, high = intervals.wilson(sum(own), len(own))
-            assert scores[(name, metric)] == Score("lm", metric, sum(own) / len(own), len(own), low, high, name)
+            expected = Score("lm", metric, sum(own) / len(own), len(own), low, high, name, kind="choice")
+            assert scores[(name, metric)] == replace(expected, domain="knowledge")
     assert [sample.score for sample in result.samples] == plain
     assert [sample.domain for sample in result.samples] == ["choice"] * 4 + ["more"] * 2
     for sample, own, norm, question in zip(result.samples, logprobs, normed, QUESTIONS, strict=True):
@@ -187,9 +189,9 @@ def test_multiple_choice_and_groups_by_hand(backend: HFBackend, folder: str, tmp
     assert both.low == pytest.approx(both.value - math.sqrt(sum(squares))) and both.low <= both.value <= both.high
     even = by_name(LmEvalTask("lm", ("even",), folder).run(backend).scores)[("even", "acc")]
     assert even.value == pytest.approx((parts[0].value + parts[1].value) / 2)
-    record = SimpleNamespace(cell={"id": "x"}, to_json=dict)
+    record = Record({"id": "a"}, {}, {}, {}, [], {}, {})
     store = RecordStore(tmp_path)
-    store.write(record, result.samples)  # type: ignore[arg-type]
+    store.write(record, result.samples)
     assert [s.item for s in store.read_samples("x") or []] == [s.item for s in result.samples]
 
 
@@ -259,7 +261,7 @@ def test_the_adapter_gives_the_numbers_of_lm_evals_own_class(model: Any, folder:
         theirs = task.run(own)
         ours = task.run(BruteForce(model, byte_tokenizer(), other_length))  # type: ignore[arg-type]
         for a, b in zip(theirs.scores, ours.scores, strict=True):
-            assert (a.metric, a.domain, a.n, a.higher_is_better) == (b.metric, b.domain, b.n, b.higher_is_better)
+            assert (a.metric, a.part, a.n, a.higher_is_better) == (b.metric, b.part, b.n, b.higher_is_better)
             assert (a.value, a.low, a.high) == pytest.approx((b.value, b.low, b.high), rel=1e-4)
         for x, y in zip(theirs.samples, ours.samples, strict=True):
             assert (x.item, x.output) == (y.item, y.output)
@@ -278,7 +280,7 @@ def test_the_numbers_are_those_of_simple_evaluate(backend: HFBackend, folder: st
     ours = LmEvalTask("lm", ("both", "rolling"), folder, num_fewshot=2).run(backend)
     assert len(ours.scores) == 8
     for score in ours.scores:
-        assert score.value == pytest.approx(theirs["results"][score.domain][f"{score.metric},none"], rel=1e-6)
+        assert score.value == pytest.approx(theirs["results"][score.part][f"{score.metric},none"], rel=1e-6)
     rows = [row for name in ("choice", "more", "rolling") for row in theirs["samples"][name]]
     for sample, row in zip(ours.samples, rows, strict=True):
         answers = [answer for (answer,) in row["resps"]]

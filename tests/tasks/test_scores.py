@@ -2,7 +2,7 @@ from itertools import cycle
 
 import pytest
 
-from harness.contracts.task import LogLikelihood
+from harness.contracts.backend import LogLikelihood
 from harness.errors import WinnowError
 from tasks.reference.items import evaluation_problems, first_distinct
 from tasks.scores import mean_score, require_finite, share_score
@@ -28,9 +28,9 @@ def test_evaluation_problems_are_held_out_distinct_and_nested(domain: str) -> No
 
 def test_scores_carry_their_number_and_interval() -> None:
     score = share_score("code", "pass@1", [1.0, 0.0, 1.0, 1.0])
-    assert (score.value, score.n, score.domain) == (0.75, 4, "") and score.low < 0.75 < score.high
-    mean = mean_score("writing", "elements", [0.2, 0.4, 1.0], seed=0, domain="x")
-    assert mean.value == pytest.approx(1.6 / 3) and mean.low < mean.value < mean.high and mean.domain == "x"
+    assert (score.value, score.n, score.part) == (0.75, 4, "") and score.low < 0.75 < score.high
+    mean = mean_score("writing", "elements", [0.2, 0.4, 1.0], seed=0, part="x")
+    assert mean.value == pytest.approx(1.6 / 3) and mean.low < mean.value < mean.high and mean.part == "x"
 
 
 def test_a_log_likelihood_that_is_no_number_is_an_error() -> None:
