@@ -4,8 +4,8 @@ import logging
 import time
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
+import numpy as np
 from transformers import PreTrainedModel
 
 from harness.calibration.batches import sources_of
@@ -106,7 +106,7 @@ def _steps(recorder: Recorder) -> dict[str, AffineStep]:
     return {each.name: each.affine for each in recorder.collectors if isinstance(each, MovingAverage)}
 
 
-def _warn_never_routed(arrays: dict[int, dict[str, Any]]) -> None:
+def _warn_never_routed(arrays: dict[int, dict[str, np.ndarray]]) -> None:
     unused = {layer: int((named["frequency"] == 0).sum()) for layer, named in arrays.items()}
     if any(unused.values()):
         total = sum(len(named["frequency"]) for named in arrays.values())

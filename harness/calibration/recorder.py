@@ -87,7 +87,7 @@ class Recorder:
     def experts_forward(self, hidden: Tensor, indices: Tensor, gates: Tensor) -> Tensor:
         """The experts' forward: ``hidden`` (N, H), ``indices`` and ``gates`` (N, k) -> (N, H), zero on padding.
 
-        The same grouped products, in the same order, as ``grouped_mm_experts_forward`` of transformers.
+        Where products are grouped: the same ones, in the same order, as ``grouped_mm_experts_forward`` of transformers.
         """
         layout, experts = self.layout, self.experts
         positions, top_k = indices.shape

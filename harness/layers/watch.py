@@ -1,4 +1,4 @@
-"""What goes through the routed experts of a layer, token by token, before and after a plan; and what all experts say.
+"""What goes through the routed experts of a layer, token by token, before and after a plan; the outputs of all experts.
 
 T tokens, k top-k, E experts, H hidden size.
 """
