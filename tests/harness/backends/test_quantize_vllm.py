@@ -29,7 +29,7 @@ def test_packed_experts_of_many_widths_write_as_they_do_in_transformers(
     expected = hf.open_checkpoint(str(tmp_path / "packed"), "float32", "cpu", 4, None).generate(PROMPTS, 24)
     backend = vllm.open_checkpoint(str(tmp_path / "packed"), "float32", "cpu", max_length=256, kv_cache_gib=0.03)
     try:
-        assert not list(temporary.glob("winnow-dequantized-*"))
+        assert not list(temporary.glob("winnow-served-*"))
         assert "dequantised" in backend.facts["weights"]
         assert backend.generate(PROMPTS, 24) == expected
     finally:
