@@ -8,6 +8,7 @@ from pathlib import Path
 
 from harness.errors import WinnowError
 from harness.files import write_files
+from harness.records.migrate import migrate
 from reports.claims import report as claims_report
 from reports.figures import drift as drift_figures
 from reports.figures import scores as figures
@@ -18,6 +19,7 @@ from reports.numbers.contrasts import Comparer
 from reports.numbers.load import NO_CORPUS, Panel, load_panels
 from reports.numbers.measures import Results, evaluate
 from reports.numbers.usage import Usage, collect_usage
+from reports.numbers.versions import versions_note
 from reports.page.build import report_page
 from reports.page.embed import PAGE
 from reports.tables import layers
@@ -49,9 +51,12 @@ baseline are paired item by item where the .parquet files lie beside the records
 
 `winnow-report claims FOLDER` tests the claims of the literature instead (`winnow-report claims --help`).
 `winnow-report wandb FOLDER` makes a dashboard on Weights & Biases (`winnow-report wandb --help`).
+`winnow-report migrate FOLDER` brings records of older versions of winnow up to date, so that a sweep goes on from them.
 """
 
-
+_MIGRATION = """Brings the records in FOLDER to today's form and ids: no number changes, and the id that a cell had
+stays in its record as `was`. Samples, plans and diagnostics are renamed with their record. It can be stopped and
+started again."""
 _BY_SIZE = (
     "The same scores over the bytes of the weight files, on a logarithmic axis; a star is the uncompressed model. "
     "Methods are set apart by up to 3 % of the size, so that intervals do not hide each other."
@@ -64,6 +69,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return claims_report.main(words[1:])
     if words[:1] == ["wandb"]:
         return wandb_report.main(words[1:])
+    if words[:1] == ["migrate"]:
+        return _migrate(words[1:])
     parser = argparse.ArgumentParser(
         "winnow-report", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -79,6 +86,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _migrate(arguments: Sequence[str]) -> int:
+    """``winnow-report migrate``."""
+    parser = argparse.ArgumentParser("winnow-report migrate", description=_MIGRATION)
+    parser.add_argument("folder", metavar="FOLDER", type=Path, help="the output_dir of a sweep, e.g. results/demo")
+    options = parser.parse_args(arguments)
+    try:
+        changed, found = migrate(options.folder)
+    except WinnowError as error:
+        print(f"winnow-report: error: {error}", file=sys.stderr)
+        return 2
+    print(f"{changed} of {found} records in {options.folder} migrated, {found - changed} were up to date")
+    return 0
+
+
 def write_report(folder: Path, out: Path) -> Path:
     """Writes the report and returns the path of report.md.
 
@@ -87,6 +108,7 @@ def write_report(folder: Path, out: Path) -> Path:
     panels = load_panels(folder)
     contents: dict[Path, bytes] = {}
     opening = _opening(panels, failed_cells(folder))
+    opening += versions_note([record for panel in panels for record in panel.records()], folder)
     text = [f"# {folder.resolve().name}", "", opening, ""]
     latex = []
     all_results = [evaluate(panel) for panel in panels]

@@ -13,6 +13,7 @@ import pytest
 
 from harness.contracts.record import Record, Sample, Score
 from harness.records.store import RecordStore
+from tests.kinds import with_kinds
 
 # Four experts of eight channels: layer 1 removes expert 1 and cuts expert 2, layer 3 merges experts 0, 1 and 3.
 PLAN = {
@@ -54,16 +55,18 @@ def make_record(**cell: Any) -> Record:
         config={"method": {"name": "reap"}, "ratio": 0.25},
         versions={"winnow": "0"},
         fingerprints={"model": "abc"},
-        scores=[
-            Score("code", "pass@1", 0.75, 4, 0.3, 0.95),
-            Score("math", "exact_match", 0.25, 4, 0.05, 0.7),
-            Score("multiple_choice", "acc", 0.5, 2, 0.1, 0.9),
-            Score("multiple_choice", "acc", 0.5, 2, 0.1, 0.9, domain="math"),
-            Score("diversity", "ngram_diversity_3", 0.8, 4, 0.7, 0.9),
-            Score("drift", "js", 0.2, 9, 0.1, 0.3, higher_is_better=False),
-            *drift,
-            *running,
-        ],
+        scores=with_kinds(
+            [
+                Score("code", "pass@1", 0.75, 4, 0.3, 0.95),
+                Score("math", "exact_match", 0.25, 4, 0.05, 0.7),
+                Score("multiple_choice", "acc", 0.5, 2, 0.1, 0.9),
+                Score("multiple_choice", "acc", 0.5, 2, 0.1, 0.9, part="math"),
+                Score("diversity", "ngram_diversity_3", 0.8, 4, 0.7, 0.9),
+                Score("drift", "js", 0.2, 9, 0.1, 0.3, higher_is_better=False),
+                *drift,
+                *running,
+            ]
+        ),
         sizes={"layout": "compact", "weights_bytes": 1000, "expanded_weights_bytes": None},
         timings={"evaluation": 2.5},
         plan={

@@ -27,7 +27,7 @@ from reports.numbers.broken import faults
 from reports.numbers.contrasts import EACH, Comparer, Term
 from reports.numbers.layer_samples import NO_MORE, PARTS, of_layers, unit_of
 from reports.numbers.load import Panel, Row
-from reports.numbers.measures import generative_average
+from reports.numbers.measures import averages, reference_columns
 from reports.numbers.paired import ALL_PERMUTATIONS, ALPHA, Comparison, arrangements, holm, rank_correlation, two_sided
 from reports.numbers.statistics import Measure
 from reports.tables.comparisons import effect_text, reverse, size_text
@@ -35,7 +35,8 @@ from reports.tables.formats import format_value
 
 HOLDS, FAILS, UNDECIDED, NOT_TESTED = "holds", "does not hold", "undecided", "not tested"
 NOT_RUN, BROKEN = "not run", "broken"
-GENERATION = "generation"  # the mean over those of the generative tasks that were run
+# What claims call the averages over the tasks of a panel (``reports.numbers.measures``), whatever tasks these are.
+GENERATION, CHOICE, PERPLEXITY = "generation", "multiple_choice", "perplexity"
 
 
 @dataclass(frozen=True)
@@ -150,18 +151,21 @@ class Finding:
 
 @dataclass
 class View:
-    """A panel as claims see it."""
+    """A panel as claims see it. ``averages`` are those over its tasks, by what claims call them."""
 
     panel: Panel
     measures: Mapping[str, Measure]
     comparer: Comparer = field(default_factory=Comparer)
+    averages: Mapping[str, Measure] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        records = [record for row in self.panel.all_rows() for record in row.records]
-        self._generation = generative_average(records)
+        stand = averages(reference_columns(self.panel.records(), self.panel.baseline_record()))
+        of_kinds = {GENERATION: stand.generative, CHOICE: stand.choice, PERPLEXITY: stand.perplexity}
+        self.averages = {**stand.domains, **{name: m for name, m in of_kinds.items() if m is not None}}
 
     def measure(self, name: str) -> Measure:
-        return self._generation if name == GENERATION and self._generation is not None else self.measures[name]
+        """Raises KeyError where the panel has no tasks of that kind or domain."""
+        return self.averages[name] if name in self.averages else self.measures[name]
 
     def row(self, cell: Cell) -> Row | None:
         """The row of a cell, that of most seeds where several match."""
@@ -174,18 +178,33 @@ class View:
         if row is None:
             return Missing(cell, NOT_RUN)
         for name in names:
+            if name not in self.averages and name not in self.measures:
+                return Missing(cell, f"suite={self.panel.suite} has no tasks of {said(name)}")
             measure = self.measure(name)
             if self.comparer.value(measure, row) is None:
-                tasks = dict.fromkeys(part.task for part in measure.parts)
-                broken = [fault for record in row.records for task in tasks for fault in faults(record, task)]
-                return Missing(
-                    cell, f"{BROKEN} ({'; '.join(broken)})" if broken else f"has no score for {measure.label}"
-                )
+                return Missing(cell, self._why_missing(measure, row))
         return None
+
+    def _why_missing(self, measure: Measure, row: Row) -> str:
+        tasks = list(dict.fromkeys(part.task for part in measure.parts))
+        broken = [fault for record in row.records for task in tasks for fault in faults(record, task)]
+        if broken:
+            return f"{BROKEN} ({'; '.join(broken)})"
+        if tasks == ["layers"]:
+            return f"was run without diagnostics=layers, which measures {measure.label}"
+        told = (s.task for record in self.panel.records() for s in record.scores)
+        if not {*tasks} & {*told}:
+            return f"suite={self.panel.suite} does not measure {measure.label}"
+        return f"lacks a score of the baseline's: {measure.label} is not formed over fewer tasks"
 
     def compare(self, contrast: Contrast) -> Comparison | None:
         terms = [(weight, self.measure(name), self.row(cell)) for weight, name, cell in contrast.terms]
         return self.comparer.compare([Term(weight, m, row) for weight, m, row in terms if row is not None])
+
+
+def said(name: str) -> str:
+    """What an average is called in words."""
+    return name.replace("_", " ")
 
 
 def evaluate_claims(claims: Sequence[Claim], panels: Sequence[Panel], measures: Mapping[str, Measure]) -> list[Finding]:
@@ -260,7 +279,7 @@ def _all_above(claim: Claim, view: View) -> Finding:
         measure = view.measure(contrast.terms[0][1])
         evidence.append(
             _over_layers(contrast, measure.kind, found, view)
-            if measure.parts[0].domain == EACH
+            if measure.parts[0].of == EACH
             else _contrast_evidence(contrast.name, measure.kind, contrast.threshold, found)
         )
     above = [one.comparison.p_above(one.threshold) for one in evidence if one.comparison]

@@ -5,17 +5,19 @@ no publication is cited for it here.
 """
 
 from reports.claims.evaluate import (
+    CHOICE,
     GENERATION,
+    PERPLEXITY,
     AllAbove,
     Claim,
     Contrast,
     FewLargeGroups,
     RanksDiffer,
     RanksFollow,
+    said,
 )
 from reports.claims.selection import Cell
 from reports.numbers.contrasts import EACH, SAMPLE_SCORE
-from reports.numbers.measures import CODE, GENERATIVE_TASKS, MULTIPLE_CHOICE, PERPLEXITY
 from reports.numbers.statistics import Measure, Part
 
 _REAP = "Lasby et al., REAP (arXiv:2510.13999v2), "
@@ -28,10 +30,6 @@ def _number(name: str, label: str, part: Part) -> Measure:
 
 
 _MEASURES = [
-    Measure(GENERATION, "generation", tuple(task.parts[0] for task in GENERATIVE_TASKS)),
-    CODE,
-    MULTIPLE_CHOICE,
-    PERPLEXITY,
     Measure("diversity", "n-gram diversity (2, 3 and 4)", (Part("diversity", SAMPLE_SCORE),)),
     _number("drift_early", "divergence at position 1", Part("drift", "js", "position 1-1")),
     _number("drift_late", "divergence at positions 17 to 32", Part("drift", "js", "position 17-32")),
@@ -41,7 +39,7 @@ _MEASURES = [
     _number("spread", "spread of expert outputs, of the original", Part("layers", "spread_ratio", EACH)),
     _number("aligned_distance", "distance within aligned groups", Part("layers", "aligned_distance", EACH)),
 ]
-# Name in the claims -> what it is in the records. The only place that knows how the scores are called there.
+# Name in the claims -> what it is in the records, of the probes: tasks that are no probes enter by kind and domain.
 MEASURES = {measure.name: measure for measure in _MEASURES}
 
 MERGING = ("hc_smoe", "m_smoe")
@@ -52,12 +50,16 @@ EXPERT_METHODS = (
 )  # fmt: skip
 
 
+def _label(name: str) -> str:
+    return MEASURES[name].label if name in MEASURES else said(name)
+
+
 def _over(measure: str, first: Cell, second: Cell, threshold: float = 0.0) -> Contrast:
     """The first cell has more of the measure than the second, by more than the threshold."""
     names = [f"{cell.method}{''.join(f' {key}={value}' for key, value in cell.settings)}" for cell in (first, second)]
     if first.calibration != second.calibration:
         names = [f"{name} on {cell.calibration}" for name, cell in zip(names, (first, second), strict=True)]
-    label = f"{MEASURES[measure].label}, {names[0]} - {names[1]}"
+    label = f"{_label(measure)}, {names[0]} - {names[1]}"
     return Contrast(label, ((1, measure, first), (-1, measure, second)), threshold)
 
 
@@ -67,7 +69,7 @@ def _pruning_over_merging(measure: str, ratio: float) -> AllAbove:
 
 def _smaller_gap(large: str, small: str, first: Cell, second: Cell) -> Contrast:
     terms = ((1.0, large, first), (-1.0, large, second), (-1.0, small, first), (1.0, small, second))
-    label = f"gap {first.method} - {second.method}, {MEASURES[large].label} less {MEASURES[small].label}"
+    label = f"gap {first.method} - {second.method}, {_label(large)} less {_label(small)}"
     return Contrast(label, terms)
 
 
@@ -108,7 +110,7 @@ CLAIMS = (
         "multiple_choice_hides_it",
         "Multiple choice hides it: at 50 % the gap between pruning and merging is smaller there than on generation.",
         _REAP + "section 5.1 and figure 3",
-        AllAbove(tuple(_smaller_gap(GENERATION, "multiple_choice", Cell("reap"), Cell(m)) for m in MERGING)),
+        AllAbove(tuple(_smaller_gap(GENERATION, CHOICE, Cell("reap"), Cell(m)) for m in MERGING)),
     ),
     Claim(
         "reap_beats_frequency",
@@ -185,7 +187,7 @@ CLAIMS = (
         "channels_beat_experts",
         "At equal size pruning channels (coverage) beats pruning experts (REAP) on multiple choice at 50 %.",
         _COVERAGE + "authors' additional tables, channel level against expert level",
-        AllAbove((_over("multiple_choice", Cell("coverage"), Cell("reap")),)),
+        AllAbove((_over(CHOICE, Cell("coverage"), Cell("reap")),)),
     ),
     Claim(
         "channels_beat_experts_in_writing",
@@ -216,7 +218,7 @@ CLAIMS = (
         "perplexity_ranks_differently",
         "Perplexity ranks methods differently from generation at 50 %.",
         _REAP + "section 6",
-        RanksDiffer(GENERATION, "perplexity", tuple(Cell(m) for m in EXPERT_METHODS)),
+        RanksDiffer(GENERATION, PERPLEXITY, tuple(Cell(m) for m in EXPERT_METHODS)),
     ),
     Claim(
         "calibration_error_comes_first",
@@ -226,7 +228,7 @@ CLAIMS = (
         AllAbove(
             (
                 _over("calibration_error", Cell("reap", 0.125), Cell("none", 0.0)),
-                _over("multiple_choice", Cell("reap", 0.125), Cell("none", 0.0), threshold=-0.02),
+                _over(CHOICE, Cell("reap", 0.125), Cell("none", 0.0), threshold=-0.02),
             )
         ),
         suite="answers",

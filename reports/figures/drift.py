@@ -69,13 +69,13 @@ def drift_by_position(results: Results, corpus: str) -> Figure | None:
 
 def curve(row: Row, metric: str, kind: str) -> list[tuple[int, Estimate]]:
     """(last position of a stretch, the measure there) of each stretch that all cells of the row have a score for."""
-    domains = {s.domain for r in row.records for s in r.scores if (s.task, s.metric) == ("drift", metric)}
+    stretches = {s.part for r in row.records for s in r.scores if (s.task, s.metric) == ("drift", metric)}
     points = []
-    for domain in domains:
-        if domain.startswith("position "):
-            found = estimate(Measure(metric, metric, (Part("drift", metric, domain),), kind), row.records)
+    for stretch in stretches:
+        if stretch.startswith("position "):
+            found = estimate(Measure(metric, metric, (Part("drift", metric, stretch),), kind), row.records)
             if found is not None and np.isfinite(found.value):
-                points.append((int(domain.rpartition("-")[2]), found))
+                points.append((int(stretch.rpartition("-")[2]), found))
     return sorted(points, key=lambda point: point[0])
 
 

@@ -24,10 +24,10 @@ NOTE = (
 
 def reliability(record: Record) -> list[tuple[float, float, float, float, int]]:
     """(mean confidence, share right, its interval's ends, questions) of each bin, by confidence."""
-    scores = {(s.metric, s.domain): s for s in record.scores if s.task == "calibration_error"}
+    scores = {(s.metric, s.part): s for s in record.scores if s.task == "calibration_error"}
     points = []
-    for (metric, domain), share in scores.items():
-        confidence = scores.get(("reliability_confidence", domain))
+    for (metric, part), share in scores.items():
+        confidence = scores.get(("reliability_confidence", part))
         if metric == "reliability" and confidence is not None:
             points.append((confidence.value, share.value, share.low, share.high, share.n))
     return sorted(points)

@@ -16,13 +16,8 @@ from matplotlib.lines import Line2D
 from reports.figures.palette import looks
 from reports.numbers.load import NO_CORPUS, Row
 from reports.numbers.measures import (
-    CODE,
-    MATH,
-    MULTIPLE_CHOICE,
-    PERPLEXITY,
-    WRITING,
     Results,
-    domain_measures,
+    part_measures,
     weights_megabytes,
 )
 from reports.numbers.statistics import Measure
@@ -66,8 +61,7 @@ def score_against_ratio(results: Results, corpus: str) -> Figure | None:
     """The generative average and multiple choice side by side: a line a method, its intervals as bars, the
     uncompressed model as a line with its interval as a band. None where neither was measured.
     """
-    average = next((m for m in results.measures if m.name == "generative"), None)
-    measures = [m for m in (average, MULTIPLE_CHOICE) if m is not None and m in results.measures]
+    measures = [m for m in (results.averages.generative, results.averages.choice) if m is not None]
     rows = results.panel.of_corpus(corpus)
     if not measures or not rows:
         return None
@@ -93,8 +87,8 @@ def score_against_bytes(results: Results, corpus: str) -> Figure | None:
     """
     baseline = results.panel.baseline
     rows = sorted((row for row in results.panel.of_corpus(corpus) if weights_megabytes(row)), key=_megabytes)
-    average = [m for m in results.measures if m.name == "generative"]
-    measures = [m for m in (*average, MULTIPLE_CHOICE, CODE, MATH, WRITING) if m in results.measures]
+    stand = results.averages
+    measures = [m for m in (stand.generative, stand.choice, *stand.domains.values()) if m is not None]
     largest = max(map(_megabytes, [*rows, *filter(None, [baseline])]), default=0.0)
     if not measures or not _sizes_differ(rows, _SAME_SIZE * largest):
         return None
@@ -174,10 +168,7 @@ def corpus_by_domain(results: Results, method: str) -> Figure | None:
     """
     rows = [row for row in results.panel.rows if row.method == method and row.calibration != NO_CORPUS]
     corpora, ratios = sorted({row.calibration for row in rows}), sorted({row.ratio for row in rows})
-    records = [record for row in results.panel.all_rows() for record in row.records]
-    choices = [m for m in domain_measures(records, MULTIPLE_CHOICE) if m.parts[0].domain == "knowledge"]
-    scores = [m for m in (CODE, MATH, WRITING, *choices) if m in results.measures]
-    texts = domain_measures(records, PERPLEXITY) if results.panel.baseline is not None else []
+    scores, texts = _by_domain(results)
     blocks = [block for block in (scores, texts) if block]
     if len(corpora) < 2 or not blocks:
         return None
@@ -193,6 +184,16 @@ def corpus_by_domain(results: Results, method: str) -> Figure | None:
             axes.set_ylabel(f"ratio {ratio:g}")
         figure.supylabel("calibration corpus", fontsize=9)
     return figure
+
+
+def _by_domain(results: Results) -> tuple[list[Measure], list[Measure]]:
+    """Scores: of each generative domain, and of the choices that are about none of these; perplexities of texts."""
+    records, stand = results.panel.records(), results.averages
+    choices = [] if stand.choice is None else part_measures(records, stand.choice) or [stand.choice]
+    scores = [*stand.domains.values(), *(m for m in choices if m.label not in stand.domains)]
+    if results.panel.baseline is None or stand.perplexity is None:
+        return scores, []
+    return scores, part_measures(records, stand.perplexity) or list(stand.texts)
 
 
 def _row_of_axes(figure: Figure, count: int) -> Sequence[Axes]:

@@ -12,7 +12,7 @@ def faults(record: Record, task: str = "") -> list[str]:
     """
     told = [f"{name}: {why}" for name, why in record.broken.items() if task in ("", name)]
     odd = [
-        f"{score.task} {score.metric} {score.domain}".rstrip() + f" is {score.value:g}"
+        f"{score.task} {score.metric} {score.part}".rstrip() + f" is {score.value:g}"
         for score in record.scores
         if not math.isfinite(score.value) and task in ("", score.task)
     ]
@@ -21,5 +21,7 @@ def faults(record: Record, task: str = "") -> list[str]:
 
 def failed_cells(folder: Path) -> list[str]:
     """One line a cell of the last sweep in the folder that ended without a record (``harness.cells.sweep`` leaves
-    them)."""
-    return [path.read_text(encoding="utf-8").strip() for path in sorted((folder / "failures").glob("*.txt"))]
+    them in a folder of the sweep; sweeps of before left them in ``failures``)."""
+    sweeps = [path for path in (folder / "sweeps").glob("*") if path.is_dir()]
+    last = max(sweeps, key=lambda path: path.name, default=folder)
+    return [path.read_text(encoding="utf-8").strip() for path in sorted((last / "failures").glob("*.txt"))]

@@ -14,7 +14,7 @@ The rules, which every table repeats in words:
 - Several seeds of a cell: an item's score is its mean over seeds, and the squared standard error of the seeds' mean,
   with seeds - 1 degrees of freedom, is added to that of the items. A cell with a single seed adds nothing: its chance
   part is unknown, and the number of seeds is shown.
-- A score that is given for each layer (or other domain) is averaged over them: they are all that the model has. Its
+- A score that is given for each layer (or other part) is averaged over them: they are all that the model has. Its
   items are the samples behind it where they are known (``reports.numbers.layer_samples``), else the layers themselves.
 - Drift at a position and calibration error are taken over texts and questions (``reports.numbers.detail_samples``).
 - Where samples are missing or do not give the recorded score, the squared errors that the recorded intervals imply
@@ -35,7 +35,7 @@ from reports.numbers.paired import Comparison, interval, mcnemar, satterthwaite
 from reports.numbers.statistics import Items, Measure, Part, find_score, strata_of
 
 SAMPLE_SCORE = ""  # as a part's metric: the mean of the samples' own scores, whatever scores the record has
-EACH = "*"  # as a part's domain: the mean over all of them, as of a score that is given for each layer
+EACH = "*"  # as what a part is of: the mean over all parts of the task, as of a score that is given for each layer
 _NORMAL = 1.959963984540054
 
 
@@ -97,7 +97,7 @@ class Comparer:
                 found = self._seeds(term, part)
                 if found is None or not all(math.isfinite(one.value) for one in found):
                     return None
-                added = term.weight / len(term.measure.parts) * np.array([one.value for one in found])
+                added = term.weight * term.measure.share(part) * np.array([one.value for one in found])
                 of_rows[id(term.row)] = of_rows.get(id(term.row), 0.0) + added
         return of_rows
 
@@ -120,7 +120,7 @@ class Comparer:
         for term in terms:
             for part in term.measure.parts:
                 found = self._seeds(term, part) or []
-                weight = term.weight / len(term.measure.parts)
+                weight = term.weight * term.measure.share(part)
                 variances.append(float(np.mean([(weight * one.error) ** 2 for one in found])))
                 counts.append(min(one.n for one in found))
         effect = float(sum(values.mean() for values in of_rows.values()))
@@ -137,7 +137,7 @@ class Comparer:
             if aligned is None:
                 return None
             scores, weight, strata = aligned
-            factors = [term.weight / len(term.measure.parts) for term in members]
+            factors = [term.weight * term.measure.share(part) for term in members]
             total = np.sum([factor * each for factor, each in zip(factors, scores, strict=True)], axis=0)
             extremes = [sum(f for f in factors if f > 0), sum(f for f in factors if f < 0)]
             for mask in strata:
@@ -177,8 +177,8 @@ def _bounds(terms: Sequence[Term]) -> tuple[float, float] | None:
 
 def _score(kind: str, part: Part, record: Record, items: Items | None) -> _Scored | None:
     to: Callable[[float], float] = math.log if kind == "perplexity" else float
-    if part.domain == EACH:
-        own = samples_of_each(part, items) or _domains_as_items(record, part)
+    if part.of == EACH:
+        own = samples_of_each(part, items) or _parts_as_items(record, part)
         return None if own is None else _mean(own, [own.domain == name for name in np.unique(own.domain)])
     if part.metric == SAMPLE_SCORE:
         own = None if items is None else items.select(part)
@@ -206,11 +206,11 @@ def _mean(items: Items, strata: Sequence[np.ndarray]) -> _Scored:
     return _Scored(value, error, len(items.score), items, len(strata) > 1, _signature(items))
 
 
-def _domains_as_items(record: Record, part: Part) -> Items | None:
-    scores = [s for s in record.scores if (s.task, s.metric) == (part.task, part.metric) and s.domain]
+def _parts_as_items(record: Record, part: Part) -> Items | None:
+    scores = [s for s in record.scores if (s.task, s.metric) == (part.task, part.metric) and s.part]
     if not scores:
         return None
-    names = [s.domain for s in scores]
+    names = [s.part for s in scores]
     return Items.from_columns(
         {"task": [part.task] * len(scores), "domain": [""] * len(scores), "item": names}
         | {"score": [s.value for s in scores], "weight": [1.0] * len(scores)}

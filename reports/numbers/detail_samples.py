@@ -33,7 +33,7 @@ def with_detail_samples(folder: Path, panel: Panel) -> Panel:
 
 def samples_of_score(part: Part, items: Items | None) -> Items | None:
     """The samples of such a score; None where there are none."""
-    own = None if items is None else items.select(Part(f"{part.task}/{part.metric}", part.metric, part.domain))
+    own = None if items is None else items.select(Part(f"{part.task}/{part.metric}", part.metric, part.of))
     return own if own is not None and len(own.score) else None
 
 
@@ -51,8 +51,8 @@ def _samples(folder: Path, record: Record) -> Items | None:
         return None
     rows = [row for row in table.to_pylist() if row["task"] in (DRIFT, CALIBRATION)]
     told = [(row, json.loads(row["detail"])) for row in rows]
-    domains = [score.domain for score in record.scores if (score.task, score.metric) == (DRIFT, "js")]
-    spans = [domain for domain in domains if domain.startswith("position ")]
+    parts = [score.part for score in record.scores if (score.task, score.metric) == (DRIFT, "js")]
+    spans = [part for part in parts if part.startswith("position ")]
     samples = [
         *_of_drift([(row["item"], detail) for row, detail in told if row["task"] == DRIFT], spans),
         *_of_calibration([(row["item"], detail) for row, detail in told if row["task"] == CALIBRATION]),

@@ -62,8 +62,8 @@ def of_layers(part: Part, row: Row) -> dict[str, float]:
     """Layer -> its score, the mean over seeds."""
     scores: dict[str, list[float]] = {}
     for score in (score for record in row.records for score in record.scores):
-        if (score.task, score.metric) == (part.task, part.metric) and score.domain:
-            scores.setdefault(score.domain, []).append(score.value)
+        if (score.task, score.metric) == (part.task, part.metric) and score.part:
+            scores.setdefault(score.part, []).append(score.value)
     return {layer: sum(values) / len(values) for layer, values in scores.items()}
 
 

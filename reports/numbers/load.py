@@ -11,6 +11,7 @@ from typing import Any
 
 from harness.contracts.record import STAGES, Record, Score
 from harness.errors import WinnowError
+from harness.records.old import upgraded_score
 from harness.records.store import RecordStore
 from reports.numbers.broken import faults
 from reports.numbers.statistics import Items
@@ -78,6 +79,12 @@ class Panel:
     def all_rows(self) -> list[Row]:
         return ([] if self.baseline is None else [self.baseline]) + list(self.rows)
 
+    def records(self) -> list[Record]:
+        return [record for row in self.all_rows() for record in row.records]
+
+    def baseline_record(self) -> Record | None:
+        return None if self.baseline is None else self.baseline.records[0]
+
 
 def load_panels(folder: Path) -> list[Panel]:
     """Raises WinnowError where the folder has no records, or one of them is damaged or cannot be told
@@ -126,7 +133,11 @@ def read_diagnostics(folder: Path, cell: str) -> dict[str, Any] | None:
         return None
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-        return {**data, "layers": dict(data["layers"]), "scores": [Score(**score) for score in data["scores"]]}
+        return {
+            **data,
+            "layers": dict(data["layers"]),
+            "scores": [Score(**upgraded_score(one)) for one in data["scores"]],
+        }
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise WinnowError(f"{path} is damaged: delete it and run its cell with diagnostics=layers again") from error
 
@@ -211,7 +222,7 @@ def _labels(records: Sequence[Record]) -> dict[str, str]:
     for (method, *_), members in alike.items():
         if len(members) < 2:
             continue
-        settings = [_flat(member.config) for member in members]
+        settings = [_settings(member) for member in members]
         names = {name for flat in settings for name in flat if len({str(f.get(name)) for f in settings}) > 1}
         if len({tuple(str(flat.get(name)) for name in sorted(names)) for flat in settings}) < len(members):
             ids = " and ".join(member.cell["id"] for member in members)
@@ -221,10 +232,16 @@ def _labels(records: Sequence[Record]) -> dict[str, str]:
 
 
 def _label(record: Record, names: Sequence[str]) -> str:
-    flat = _flat(record.config)
+    flat = _settings(record)
     settings = ", ".join(f"{name.removeprefix('method.')}={flat.get(name)}" for name in names)
     method = "baseline" if record.cell["method"] == BASELINE_METHOD else str(record.cell["method"])
     return " ".join(filter(None, [method, settings and f"({settings})", *record.stages()]))
+
+
+def _settings(record: Record) -> dict[str, Any]:
+    """What may tell the record from others of its method: its configuration, and the versions it was made with."""
+    tasks = {f"version of {task}": version for task, version in record.task_versions.items()}
+    return _flat(record.config) | {"version": record.method_version} | tasks
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

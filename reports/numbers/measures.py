@@ -1,25 +1,34 @@
-"""The columns of the reports, and their values for every row of a panel."""
+"""The columns of the reports, and their values for every row of a panel.
+
+Columns and averages ask for the kind and the domain of a score, never for the name of a task: so the same report serves
+the reference suite, the papers' suites and a user's own. The probes, which have tables of their own, are named here
+alone.
+"""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from harness.contracts.record import Record
+from harness.contracts.record import Record, Score
 from reports.numbers.load import Panel, Row, RowKey
-from reports.numbers.statistics import Estimate, Measure, Part, difference, estimate, find_score
+from reports.numbers.statistics import Estimate, Measure, Part, difference, estimate
 
-CODE = Measure("code", "code", (Part("code", "pass@1"),))
-MATH = Measure("math", "math", (Part("math", "exact_match"),))
-WRITING = Measure("writing", "writing", (Part("writing", "elements"),))
-MULTIPLE_CHOICE = Measure("multiple_choice", "multiple choice", (Part("multiple_choice", "acc"),))
-PERPLEXITY = Measure(
-    "perplexity", "perplexity", (Part("perplexity", "perplexity"),), kind="perplexity", higher_is_better=False
-)
+GENERATIVE, CHOICE, PERPLEXITY, PROBE = "generative", "choice", "perplexity", "probe"
+_KINDS = (GENERATIVE, CHOICE, PERPLEXITY)
+# What people call a kind, where a task of that name is labelled by it alone.
+_SAID = {CHOICE: "multiple_choice", PERPLEXITY: "perplexity"}
+_AVERAGES = {GENERATIVE: "generative average", CHOICE: "choice average", PERPLEXITY: "perplexity average"}
+_DOMAINS = ("code", "math", "writing", "knowledge", "real_text")
+_SHARES = {"acc", "acc_norm", "exact_match", "pass@1", "win_rate", "share", "elements"}
+# How long a text is, and how many verdicts are missing, say nothing of its worth.
+_UNRANKED = {"characters", "verdicts"}
+
+# --- probes -----------------------------------------------------------------------------------------------------------
+
 # Not ranked: broken text can be as diverse as it likes.
 DIVERSITY = Measure(
     "diversity", "3-gram diversity", (Part("diversity", "ngram_diversity_3"),), kind="number", ranked=False
 )
-GENERATIVE_TASKS = (CODE, MATH, WRITING)
 
 
 def _drift(metric: str, label: str, kind: str, higher_is_better: bool = False, ranked: bool = True) -> Measure:
@@ -69,14 +78,215 @@ CALIBRATION = (
     _calibration("brier", "Brier score", ranked=True),
     _calibration("overconfidence", "overconfidence"),
 )
-_KNOWN_TASKS = {
-    m.parts[0].task
-    for m in (*GENERATIVE_TASKS, MULTIPLE_CHOICE, PERPLEXITY, DIVERSITY, *DRIFT, *GENERATION, *CALIBRATION)
-} | {"layers"}  # which have tables of their own
-_SHARES = {"acc", "acc_norm", "exact_match", "pass@1", "win_rate"}
-# How long a text is, and how many verdicts are missing, say nothing of its worth.
-_UNRANKED = {"characters", "verdicts"}
-_DOMAINS = ("code", "math", "writing", "knowledge", "real_text")
+# Probes that have tables of their own.
+_TABLED = {m.parts[0].task for m in (DIVERSITY, *DRIFT, *GENERATION, *CALIBRATION)} | {"layers"}
+
+
+# --- columns ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Column:
+    """What stands for a task in tables and averages: its first score, which is the one that its samples hold."""
+
+    measure: Measure
+    kind: str
+    domain: str
+    supersedes: str = ""
+
+    @property
+    def part(self) -> Part:
+        return self.measure.parts[0]
+
+
+def columns_of(records: Iterable[Record]) -> list[Column]:
+    """A column for each task that some record has scored, by kind, domain and the order of the records.
+
+    A task is scored as a whole, or (as lm-eval's) by parts that are tasks themselves; parts of a group that has a score
+    over all of their items (mmlu_astronomy of mmlu) have no column.
+    """
+    kept = list(records)
+    hidden = {part for record in kept for part in _parts_of_groups(record)}
+    whole = {score.task for record in kept for score in record.scores if not score.part}
+    found: dict[tuple[str, str], Column] = {}
+    for score in (score for record in kept for score in record.scores):
+        own_part = bool(score.part) and score.task in whole
+        if score.task in _TABLED or own_part or (score.task, score.part) in hidden or _asks_again(score, kept):
+            continue
+        column = Column(_measure(score), score.kind, score.domain, score.supersedes)
+        before = found.get((score.task, score.part))
+        if before is None or (before.kind == PROBE and score.kind != PROBE):
+            found[(score.task, score.part)] = column
+    return sorted(found.values(), key=lambda column: (_place(column.kind, (*_KINDS, PROBE)), _domain_place(column)))
+
+
+def _measure(score: Score) -> Measure:
+    name = score.part or score.task
+    said = name in (score.domain, _SAID.get(score.kind))
+    if score.kind == PERPLEXITY:
+        kind = "number" if score.metric == "bits_per_byte" else "perplexity"
+    else:
+        kind = "share" if score.metric in _SHARES else "number"
+    return Measure(
+        name if said else f"{score.task}_{name}",
+        name.replace("_", " ") if said else f"{name}: {score.metric}",
+        (Part(score.task, score.metric, score.part),),
+        kind,
+        score.higher_is_better,
+        score.metric not in _UNRANKED,
+    )
+
+
+def _asks_again(score: Score, records: Sequence[Record]) -> bool:
+    """Whether the task puts its questions again (``consistency_measures`` has a table for them)."""
+    return score.kind == PROBE and any(
+        s.task == score.task and s.metric == "consistent" for record in records for s in record.scores
+    )
+
+
+def _place(name: str, order: Sequence[str]) -> int:
+    return order.index(name) if name in order else len(order)
+
+
+def _domain_place(column: Column) -> int:
+    return _place(column.domain, _DOMAINS) if column.kind == GENERATIVE else 0
+
+
+def _parts_of_groups(record: Record) -> Iterator[tuple[str, str]]:
+    """(task, part) of the parts of groups: two or more whose names go on from the group's, and whose items are as
+    many as the group's. A task of its own that is only named like one (gsm8k_cot beside gsm8k) is none."""
+    items = {(score.task, score.part): score.n for score in record.scores if score.part}
+    for (task, group), n in items.items():
+        parts = {of: m for of, m in items.items() if of[0] == task and of[1].startswith(f"{group}_")}
+        if len(parts) > 1 and sum(parts.values()) == n:
+            yield from parts
+
+
+# --- averages ---------------------------------------------------------------------------------------------------------
+
+
+def average(columns: Sequence[Column], kind: str, domain: str = "") -> Measure | None:
+    """The mean over the tasks of a kind (and domain); None where there is none.
+
+    Generative: over domains, of the mean over a domain's tasks. Perplexity: the geometric mean. Of two tests of the
+    same answers the stricter counts.
+    """
+    of_kind = [c for c in columns if c.kind == kind and c.measure.kind != "number" and domain in ("", c.domain)]
+    superseded = {c.supersedes for c in of_kind} - {""}
+    counted = [c for c in of_kind if (c.part.of or c.part.task) not in superseded]
+    if not counted:
+        return None
+    domains = [c.domain if kind == GENERATIVE else "" for c in counted]
+    weights = tuple(1 / (len(set(domains)) * domains.count(own)) for own in domains)
+    first = counted[0].measure
+    name, label = (domain, domain) if domain else (kind, _AVERAGES[kind])
+    return Measure(
+        name, label, tuple(c.part for c in counted), first.kind, first.higher_is_better,
+        weights=weights if len(counted) > 1 else (),
+    )  # fmt: skip
+
+
+def is_average(measure: Measure) -> bool:
+    """Whether it is one of a kind of task; the generative one is, even of a single task."""
+    return len(measure.parts) > 1 or (measure.name, measure.label) == (GENERATIVE, _AVERAGES[GENERATIVE])
+
+
+@dataclass(frozen=True)
+class Averages:
+    """What stands for a kind of task: the average, or the column of its one task. None where there is none.
+
+    ``domains`` holds those of the generative tasks by domain; ``texts`` the columns of perplexity.
+    """
+
+    generative: Measure | None
+    choice: Measure | None
+    perplexity: Measure | None
+    domains: Mapping[str, Measure] = field(default_factory=dict)
+    texts: tuple[Measure, ...] = ()
+
+
+def averages(columns: Sequence[Column]) -> Averages:
+    def of(kind: str, domain: str = "") -> Measure | None:
+        found = average(columns, kind, domain)
+        if found is None or len(found.parts) > 1:
+            return found
+        return next(c.measure for c in columns if c.part == found.parts[0])
+
+    domains = dict.fromkeys(c.domain for c in columns if c.kind == GENERATIVE)
+    return Averages(
+        average(columns, GENERATIVE),
+        of(CHOICE),
+        of(PERPLEXITY),
+        {domain: measure for domain in domains if (measure := of(GENERATIVE, domain)) is not None},
+        tuple(c.measure for c in columns if c.kind == PERPLEXITY),
+    )
+
+
+def reference_columns(records: Sequence[Record], baseline: Record | None) -> list[Column]:
+    """The columns that averages are over: those of the baseline, where there is one."""
+    return columns_of(records if baseline is None else [baseline])
+
+
+def main_measures(records: Sequence[Record], baseline: Record | None = None) -> list[Measure]:
+    """The columns of the main table that some record has a score for: averages before what they average.
+
+    An average over a single task of its kind is not repeated, but for the generative one, which is the main column.
+    """
+    columns = columns_of(records)
+    found = averages(reference_columns(records, baseline))
+    heads = {GENERATIVE: found.generative, CHOICE: found.choice, PERPLEXITY: found.perplexity}
+    measures: list[Measure] = []
+    for kind, head in heads.items():
+        own = [column.measure for column in columns if column.kind == kind]
+        measures += [head] if head is not None and (kind == GENERATIVE or len(head.parts) > 1) else []
+        measures += own
+    diverse = any((s.task, s.metric) == _key(DIVERSITY) for record in records for s in record.scores)
+    return [*measures, *[DIVERSITY] * diverse, *(c.measure for c in columns if c.kind not in heads)]
+
+
+def _key(measure: Measure) -> tuple[str, str]:
+    return measure.parts[0].task, measure.parts[0].metric
+
+
+def part_measures(records: Iterable[Record], whole: Measure) -> list[Measure]:
+    """One measure a part of the tasks that ``whole`` is made of, in the usual order, then by name."""
+    kept = list(records)
+    measures = []
+    for task, metric in dict.fromkeys((part.task, part.metric) for part in whole.parts if not part.of):
+        found = {s.part for record in kept for s in record.scores if (s.task, s.metric) == (task, metric)} - {""}
+        for part in sorted(found, key=lambda name: (_place(name, _DOMAINS), name)):
+            name = f"{whole.name}_{part}"
+            label = part.replace("_", " ")
+            measures.append(Measure(name, label, (Part(task, metric, part),), whole.kind, whole.higher_is_better))
+    return measures
+
+
+def consistency_measures(records: Iterable[Record]) -> list[Measure]:
+    """For each way to ask again: how many questions got the same answer, and the accuracy beside it."""
+    found = {
+        (s.task, s.part): None for record in records for s in record.scores if s.metric == "consistent"
+    }  # in the order of the tasks
+    return [
+        Measure(f"{task}_{part}_{metric}", f"{_form(task, part)}: {label}", (Part(task, metric, part),))
+        for task, part in found
+        for metric, label in (("consistent", "same answer"), ("acc", "accuracy"))
+    ]
+
+
+def _form(task: str, part: str) -> str:
+    return (part if task == "consistency" else task).replace("_", " ")
+
+
+def diagnostic_measures(records: Sequence[Record]) -> list[Measure]:
+    """Drift, what is to say of the texts, calibration and consistency, where some record has a score for it."""
+    found = {(score.task, score.metric) for record in records for score in record.scores}
+    tasks = {task for task, _ in found}
+    kept = DRIFT * ("drift" in tasks) + GENERATION * ("generation" in tasks) + CALIBRATION
+    known = [m for m in kept if _key(m) in found]
+    return known + consistency_measures(records)
+
+
+# --- a panel's values -------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -89,11 +299,16 @@ class Result:
 
 @dataclass(frozen=True)
 class Results:
-    """The results of a panel's rows, baseline included, and the measures that any of them has."""
+    """The results of a panel's rows, baseline included, and the measures that any of them has.
+
+    ``main`` are the columns of the main table; ``averages`` stand for the kinds of task.
+    """
 
     panel: Panel
-    measures: tuple[Measure, ...]
-    found: dict[tuple[RowKey, str], Result]
+    measures: tuple[Measure, ...] = ()
+    found: Mapping[tuple[RowKey, str], Result] = field(default_factory=dict)
+    main: tuple[Measure, ...] = ()
+    averages: Averages = Averages(None, None, None)
 
     def get(self, row: Row, measure: Measure) -> Result | None:
         return self.found.get((row.key, measure.name))
@@ -102,103 +317,17 @@ class Results:
         return measure in self.measures
 
 
-def generative_average(records: Iterable[Record]) -> Measure | None:
-    """The mean over those of the generative tasks that were run anywhere; None where none was."""
-    kept = list(records)
-    parts = [t.parts[0] for t in GENERATIVE_TASKS if any(find_score(record, t.parts[0]) for record in kept)]
-    return Measure("generative", "generative average", tuple(parts)) if parts else None
-
-
-def main_measures(records: Sequence[Record]) -> list[Measure]:
-    """The columns of the main table that some record has a score for."""
-    average = generative_average(records)
-    columns = [CODE, MATH, WRITING, MULTIPLE_CHOICE, PERPLEXITY, DIVERSITY]
-    present = [m for m in columns if any(find_score(record, m.parts[0]) for record in records)]
-    return ([] if average is None else [average]) + present + _other_measures(records)
-
-
-def _other_measures(records: Iterable[Record]) -> list[Measure]:
-    """One column for each domain of the tasks that have none above, such as lm-eval's: its first metric, which is the
-    one that its samples hold. The parts of a group that has a score over all of their items (mmlu_astronomy of mmlu)
-    have none."""
-    kept = list(records)
-    known = _KNOWN_TASKS | {m.parts[0].task for m in consistency_measures(kept)}
-    parts = {part for record in kept for part in _parts_of_groups(record)}
-    firsts: dict[tuple[str, str], Measure] = {}
-    for score in (score for record in kept for score in record.scores if score.task not in known):
-        if (score.task, score.domain) in parts:
-            continue
-        label = score.domain or score.task
-        measure = Measure(
-            f"{score.task}_{label}",
-            f"{label}: {score.metric}",
-            (Part(score.task, score.metric, score.domain),),
-            kind="share" if score.metric in _SHARES else "number",
-            higher_is_better=score.higher_is_better,
-            ranked=score.metric not in _UNRANKED,
-        )
-        firsts.setdefault((score.task, score.domain), measure)
-    return list(firsts.values())
-
-
-def _parts_of_groups(record: Record) -> Iterator[tuple[str, str]]:
-    """(task, domain) of the parts of groups: two or more whose names go on from the group's, and whose items are as
-    many as the group's. A task of its own that is only named like one (gsm8k_cot beside gsm8k) is none."""
-    items = {(score.task, score.domain): score.n for score in record.scores if score.domain}
-    for (task, group), n in items.items():
-        parts = {of: m for of, m in items.items() if of[0] == task and of[1].startswith(f"{group}_")}
-        if len(parts) > 1 and sum(parts.values()) == n:
-            yield from parts
-
-
-def domain_measures(records: Iterable[Record], whole: Measure) -> list[Measure]:
-    """One measure a domain of a task, in the usual order, then by name."""
-    task, metric = whole.parts[0].task, whole.parts[0].metric
-    found = {s.domain for record in records for s in record.scores if (s.task, s.metric) == (task, metric)} - {""}
-    ordered = [name for name in _DOMAINS if name in found] + sorted(found - set(_DOMAINS))
-    return [
-        Measure(
-            f"{whole.name}_{domain}",
-            domain.replace("_", " "),
-            (Part(task, metric, domain),),
-            whole.kind,
-            whole.higher_is_better,
-        )
-        for domain in ordered
-    ]
-
-
-def consistency_measures(records: Iterable[Record]) -> list[Measure]:
-    """For each way to ask again: how many questions got the same answer, and the accuracy beside it."""
-    found = {
-        (s.task, s.domain): None for record in records for s in record.scores if s.metric == "consistent"
-    }  # in the order of the tasks
-    return [
-        Measure(f"{task}_{domain}_{metric}", f"{_form(task, domain)}: {label}", (Part(task, metric, domain),))
-        for task, domain in found
-        for metric, label in (("consistent", "same answer"), ("acc", "accuracy"))
-    ]
-
-
-def _form(task: str, domain: str) -> str:
-    return (domain if task == "consistency" else task).replace("_", " ")
-
-
-def diagnostic_measures(records: Sequence[Record]) -> list[Measure]:
-    """Drift, what is to say of the texts, calibration and consistency, where some record has a score for it."""
-    found = {(score.task, score.metric) for record in records for score in record.scores}
-    tasks = {task for task, _ in found}
-    kept = DRIFT * ("drift" in tasks) + GENERATION * ("generation" in tasks) + CALIBRATION
-    known = [m for m in kept if (m.parts[0].task, m.parts[0].metric) in found]
-    return known + consistency_measures(records)
-
-
 def evaluate(panel: Panel) -> Results:
-    records = [record for row in panel.all_rows() for record in row.records]
-    measures = main_measures(records)
-    for whole in (MULTIPLE_CHOICE, PERPLEXITY):
-        measures += domain_measures(records, whole)
-    measures += diagnostic_measures(records)
+    records = panel.records()
+    baseline = panel.baseline_record()
+    stand = averages(reference_columns(records, baseline))
+    main = main_measures(records, baseline)
+    parts = [
+        m for whole in (stand.choice, stand.perplexity) if whole is not None for m in part_measures(records, whole)
+    ]
+    measures = list(
+        {m.name: m for m in (*main, *parts, *diagnostic_measures(records), *stand.domains.values())}.values()
+    )
     found: dict[tuple[RowKey, str], Result] = {}
     # Measure by measure, since all rows share the resamples of a measure.
     for measure in measures:
@@ -207,13 +336,16 @@ def evaluate(panel: Panel) -> Results:
             if value is not None:
                 compared = None if row is panel.baseline else _difference(measure, row, panel.baseline)
                 found[(row.key, measure.name)] = Result(value, compared)
-    return Results(panel, tuple(measures), found)
+    return Results(panel, tuple(measures), found, tuple(main), stand)
 
 
 def _difference(measure: Measure, row: Row, baseline: Row | None) -> Estimate | None:
     if baseline is None:
         return None
     return difference(measure, row.records, baseline.records[0], row.items, baseline.items[0])
+
+
+# --- sizes ------------------------------------------------------------------------------------------------------------
 
 
 def parameters_removed(row: Row) -> float | None:

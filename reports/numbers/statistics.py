@@ -40,16 +40,17 @@ _LEVELS = (2.5, 97.5)
 
 @dataclass(frozen=True)
 class Part:
-    """One score of a record: ``domain`` empty for all domains of the task."""
+    """One score of a record: ``of`` a part of the task, empty for all of it."""
 
     task: str
     metric: str
-    domain: str = ""
+    of: str = ""
 
 
 @dataclass(frozen=True)
 class Measure:
-    """A column: the mean of its parts. ``kind`` is share (0 to 1), perplexity, count or number."""
+    """A column: the mean of its parts, the geometric one for perplexity. ``kind`` is share (0 to 1), perplexity, count
+    or number; ``weights`` are those of the parts and add up to 1 (none: all count the same)."""
 
     name: str
     label: str
@@ -57,6 +58,11 @@ class Measure:
     kind: str = "share"
     higher_is_better: bool = True
     ranked: bool = True
+    weights: tuple[float, ...] = ()
+
+    def share(self, part: Part) -> float:
+        """The weight of one of its parts."""
+        return self.weights[self.parts.index(part)] if self.weights else 1 / len(self.parts)
 
 
 @dataclass(frozen=True)
@@ -100,9 +106,11 @@ class Items:
         )
 
     def select(self, part: Part) -> "Items":
+        """The items of a part; of a group (mmlu), whose items are kept by its parts (mmlu_astronomy), those of all."""
         mask = self.task == part.task
-        if part.domain:
-            mask &= self.domain == part.domain
+        if part.of:
+            own = mask & (self.domain == part.of)
+            mask = own if own.any() else mask & np.char.startswith(self.domain, f"{part.of}_")
         return Items(*(getattr(self, name)[mask] for name in ("task", "domain", "item", "score", "weight")))
 
     def joined(self, other: "Items | None") -> "Items":
@@ -115,12 +123,12 @@ class Items:
 
 
 def find_score(record: Record, part: Part) -> Score | None:
-    """The score of that name; a task that scores a single domain need not leave its domain empty."""
+    """The score of that name; a task that scores a single part need not leave its name out."""
     of_metric = [s for s in record.scores if (s.task, s.metric) == (part.task, part.metric)]
-    exact = [s for s in of_metric if s.domain == part.domain]
+    exact = [s for s in of_metric if s.part == part.of]
     if exact:
         return exact[0]
-    return of_metric[0] if len(of_metric) == 1 and not part.domain else None
+    return of_metric[0] if len(of_metric) == 1 and not part.of else None
 
 
 def estimate(measure: Measure, records: Sequence[Record]) -> Estimate | None:
@@ -186,10 +194,17 @@ def _of_record(measure: Measure, record: Record) -> Estimate | None:
     known = [score for score in scores if score is not None]
     if not known or len(known) < len(scores):
         return None
-    value = float(np.mean([s.value for s in known]))
-    below = float(np.sqrt(sum((s.value - s.low) ** 2 for s in known))) / len(known)
-    above = float(np.sqrt(sum((s.high - s.value) ** 2 for s in known))) / len(known)
-    return Estimate(value, value - below, value + above, sum(s.n for s in known))
+    if len(known) == 1:
+        return Estimate(known[0].value, known[0].low, known[0].high, known[0].n)
+    to, back = _SCALES[measure.kind]
+    shares = [measure.share(part) for part in measure.parts]
+    value = sum(share * to(s.value) for share, s in zip(shares, known, strict=True))
+    below, above = (
+        np.sqrt(sum((share * (to(s.value) - to(getattr(s, end)))) ** 2 for share, s in zip(shares, known, strict=True)))
+        for end in ("low", "high")
+    )
+    low, high = float(back(value - below)), float(back(value + above))
+    return Estimate(float(back(value)), low, high, sum(s.n for s in known))
 
 
 def _seed_half_width(values: np.ndarray) -> float:
@@ -209,7 +224,7 @@ def _paired_resamples(
     if measure.kind == "number" or baseline_items is None or len(items) != len(records):
         return None
     to, back = _SCALES[measure.kind]
-    total = np.zeros(RESAMPLES)
+    ours_total, base_total = np.zeros(RESAMPLES), np.zeros(RESAMPLES)
     for part in measure.parts:
         base, base_draws = _baseline_resampled(measure.kind, part, baseline_items, find_score(baseline, part))
         if base_draws is None:
@@ -223,8 +238,9 @@ def _paired_resamples(
             if draws is None:
                 return None
             of_seeds.append(to(draws))
-        total += (back(np.mean(of_seeds, axis=0)) - base_draws) / len(measure.parts)
-    return total
+        ours_total += measure.share(part) * np.mean(of_seeds, axis=0)
+        base_total += measure.share(part) * to(base_draws)
+    return back(ours_total) - back(base_total)
 
 
 @lru_cache(maxsize=8)
@@ -244,7 +260,7 @@ def _resampled(kind: str, part: Part, items: Items, score: Score | None) -> np.n
     if strata is None:
         return None
     times = [
-        _times_drawn(f"{part.task}/{part.domain}/{number}/{len(strata)}", int(mask.sum()))
+        _times_drawn(f"{part.task}/{part.of}/{number}/{len(strata)}", int(mask.sum()))
         for number, mask in enumerate(strata)
     ]
     drawn = zip(strata, times, strict=True)
@@ -286,8 +302,8 @@ def _average(kind: str, strata: Sequence[np.ndarray]) -> np.ndarray:
         return np.exp(mean) if kind == "perplexity" else mean
 
 
-# An average uses a handful at a time, for cell after cell; each may take hundreds of megabytes.
-@lru_cache(maxsize=6)
+# Drawn once for each stratum: 250 items take 2 MB, and the 40,000 of a whole suite of benchmarks 320 MB together.
+@lru_cache(maxsize=64)
 def _times_drawn(stratum: str, count: int) -> np.ndarray:
     """(RESAMPLES, count): how often each item is drawn. The same for every cell, which is what pairs them.
 

@@ -25,7 +25,6 @@ from reports.numbers.measures import (
     Results,
     consistency_measures,
     diagnostic_measures,
-    main_measures,
     memory_reduction,
     parameters_removed,
     weights_megabytes,
@@ -70,7 +69,7 @@ def page_data(folder: Path, all_results: Sequence[Results], opening: str) -> dic
     for number, results in enumerate(all_results):
         panel = results.panel
         for measure in results.measures:
-            measures.setdefault(measure.name, _measure(measure, panel))
+            measures.setdefault(measure.name, _measure(measure, results))
         chosen = choose_items(folder, panel)
         items.append(chosen)
         for row in panel.all_rows():
@@ -134,10 +133,10 @@ def samples_table(folder: Path, record: Record) -> pa.Table | None:
     return table.select(["task", "domain", "item", "score", "output", "prompt"])
 
 
-def _measure(measure: Measure, panel: Panel) -> dict[str, Any]:
-    records = [record for row in panel.all_rows() for record in row.records]
+def _measure(measure: Measure, results: Results) -> dict[str, Any]:
+    records = results.panel.records()
     group = "scores by domain"
-    if measure.name in {m.name for m in main_measures(records)}:
+    if measure in results.main:
         group = "scores"
     elif measure.name in {m.name for m in diagnostic_measures(records)}:
         group = "drift, texts and answers"

@@ -7,11 +7,10 @@ from reports.numbers.best import BOLD_NOTE
 from reports.numbers.load import NO_CORPUS, Row
 from reports.numbers.measures import (
     CALIBRATION,
-    MULTIPLE_CHOICE,
     Results,
     consistency_measures,
     diagnostic_measures,
-    domain_measures,
+    part_measures,
 )
 from reports.numbers.statistics import Measure, estimate
 from reports.tables.formats import MISSING, Table, format_estimate, format_span
@@ -49,18 +48,18 @@ _SHIFT_NOTE = (
 
 def calibration_table(results: Results, corpus: str) -> Table | None:
     """None where no record has a calibration error."""
-    records = _records(results)
+    records = results.panel.records()
     measures = [m for m in diagnostic_measures(records) if m in CALIBRATION]
     if not measures:
         return None
-    choices = [MULTIPLE_CHOICE] if results.has(MULTIPLE_CHOICE) else []
+    choices = [results.averages.choice] if results.averages.choice is not None else []
     note = _CALIBRATION_NOTE.format(n=_counts(records, measures), ece=_ECE_NOTE, bold=BOLD_NOTE.capitalize())
     return scores_table(results, corpus, "Calibration of answers", choices + measures, note)
 
 
 def consistency_table(results: Results, corpus: str) -> Table | None:
     """None where nothing was asked twice."""
-    records = _records(results)
+    records = results.panel.records()
     measures = consistency_measures(records)
     if not measures:
         return None
@@ -73,8 +72,8 @@ def shift_table(results: Results) -> Table | None:
 
     None where fewer than two corpora or two domains have it.
     """
-    records = _records(results)
-    domains = domain_measures(records, ECE)
+    records = results.panel.records()
+    domains = part_measures(records, ECE)
     rows = sorted(results.panel.rows, key=lambda row: (row.method, row.ratio, row.calibration))
     shown = [row for row in rows if row.calibration != NO_CORPUS and estimate(ECE, row.records) is not None]
     if len(domains) < 2 or len({row.calibration for row in shown}) < 2:
@@ -96,9 +95,5 @@ def _line(row: Row, measures: Sequence[Measure]) -> list[str]:
 
 
 def _counts(records: Sequence[Record], measures: Sequence[Measure]) -> str:
-    wanted = {(part.task, part.metric, part.domain) for measure in measures for part in measure.parts}
-    return format_span({s.n for record in records for s in record.scores if (s.task, s.metric, s.domain) in wanted})
-
-
-def _records(results: Results) -> list[Record]:
-    return [record for row in results.panel.all_rows() for record in row.records]
+    wanted = {(part.task, part.metric, part.of) for measure in measures for part in measure.parts}
+    return format_span({s.n for record in records for s in record.scores if (s.task, s.metric, s.part) in wanted})

@@ -7,7 +7,7 @@ from itertools import combinations
 from reports.numbers.broken import faults
 from reports.numbers.contrasts import Comparer
 from reports.numbers.load import Row
-from reports.numbers.measures import Results, main_measures
+from reports.numbers.measures import Results
 from reports.numbers.paired import ALPHA, Comparison, holm
 from reports.numbers.statistics import Measure
 from reports.tables.formats import MISSING, Table, format_value
@@ -23,9 +23,8 @@ _COMMON_NOTE = (
 
 
 def compared_measures(results: Results) -> list[Measure]:
-    """The main table's ranked columns; of the tasks behind a generative average only the average."""
-    records = [record for row in results.panel.all_rows() for record in row.records]
-    measures = [m for m in main_measures(records) if m.ranked]
+    """The main table's ranked columns; of the tasks behind an average only the average."""
+    measures = [m for m in results.main if m.ranked]
     parts = {part for m in measures if len(m.parts) > 1 for part in m.parts}
     return [m for m in measures if len(m.parts) > 1 or m.parts[0] not in parts]
 

@@ -34,8 +34,8 @@ _GENERATION_NOTE = (
 def drift_table(results: Results, corpus: str) -> Table | None:
     """None where no record has drift."""
     seen = [score for record in _records(results) for score in record.scores if score.task == "drift"]
-    mass = max((score.value for score in seen if score.metric == "truncated_mass" and not score.domain), default=0.0)
-    last = max((int(s.domain.rpartition("-")[2]) for s in seen if s.domain.startswith("position")), default=0)
+    mass = max((score.value for score in seen if score.metric == "truncated_mass" and not score.part), default=0.0)
+    last = max((int(s.part.rpartition("-")[2]) for s in seen if s.part.startswith("position")), default=0)
     truncated = _TRUNCATED.format(mass=format_number(mass, 2, 100)) if mass else ""
     note = _DRIFT_NOTE.format(
         n=_texts([s for s in seen if s.metric == "js"]), positions=last, truncated=truncated, bold=BOLD_NOTE
@@ -56,7 +56,7 @@ def _table(results: Results, corpus: str, title: str, wanted: Sequence[Measure],
 
 def _texts(scores: Sequence[Score]) -> str:
     """How many texts the scores over all positions and sources are of."""
-    return format_span({score.n for score in scores if not score.domain} or {0})
+    return format_span({score.n for score in scores if not score.part} or {0})
 
 
 def _records(results: Results) -> list[Record]:

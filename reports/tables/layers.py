@@ -66,7 +66,7 @@ def layer_numbers(folder: Path, row: Row) -> list[dict[str, Any]]:
         found = read_diagnostics(folder, record.cell["id"])
         if found is None:
             continue
-        scores = {(s.metric, s.domain): [s.value, s.low, s.high, s.n] for s in found["scores"]}
+        scores = {(s.metric, s.part): [s.value, s.low, s.high, s.n] for s in found["scores"]}
         return [
             {"layer": layer, "tokens": found["tokens"]}
             | {name: scores.get((metric, layer)) for name, metric in _ON_PAGE.items()}

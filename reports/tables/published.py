@@ -72,7 +72,7 @@ def _measured(results: Results, row: Row, beside: Mapping[str, str]) -> str:
         return format_number(row.records[0].sizes.get("weights_bytes"), 2, _BYTES[kind])
     wanted = beside.get("task")
     for measure in results.measures:
-        if len(measure.parts) == 1 and wanted in (measure.parts[0].task, measure.parts[0].domain):
+        if len(measure.parts) == 1 and wanted in (measure.parts[0].task, measure.parts[0].of):
             found = results.get(row, measure)
             one = None if found is None else found.difference if kind == "difference" else found.estimate
             if one is not None:

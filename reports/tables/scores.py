@@ -4,27 +4,24 @@ CSV.
 
 import csv
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from reports.numbers.best import BOLD_NOTE, clearly_best
 from reports.numbers.broken import faults
 from reports.numbers.contrasts import Comparer
 from reports.numbers.load import NO_CORPUS, Panel, Row
 from reports.numbers.measures import (
-    GENERATIVE_TASKS,
-    MULTIPLE_CHOICE,
-    PERPLEXITY,
     Result,
     Results,
     any_quantized,
+    columns_of,
     diagnostic_measures,
-    domain_measures,
-    main_measures,
     memory_reduction,
     parameters_removed,
+    part_measures,
     weights_megabytes,
 )
-from reports.numbers.statistics import Measure, find_score
+from reports.numbers.statistics import Measure, Part, find_score
 from reports.numbers.usage import Usage, half_overlap, top_quarter_share
 from reports.tables.formats import (
     MISSING,
@@ -43,7 +40,7 @@ _REDUCTION = (
 
 def main_table(results: Results, corpus: str, comparer: Comparer | None = None) -> Table:
     """Scores with their intervals, by method and ratio."""
-    measures = main_measures(_records(results.panel))
+    measures = results.main
     rows = _rows_of(results.panel, corpus)
     quantized = any_quantized(rows)
     body = [
@@ -62,7 +59,7 @@ def main_table(results: Results, corpus: str, comparer: Comparer | None = None) 
         *(["memory reduction (×)"] if quantized else []),
     ]
     ranked = [(place, measure) for place, measure in enumerate(measures, 2) if measure.ranked]
-    note = _main_note(measures, rows) + (_REDUCTION if quantized else "")
+    note = _main_note(results, rows) + (_REDUCTION if quantized else "")
     return Table("Scores", header, body, note, _best(results, rows, ranked, comparer))
 
 
@@ -70,7 +67,7 @@ def difference_table(results: Results, corpus: str) -> Table | None:
     """Differences from the uncompressed model; None without one."""
     if results.panel.baseline is None:
         return None
-    measures = main_measures(_records(results.panel))
+    measures = results.main
     rows = results.panel.of_corpus(corpus)
     body = [_names(row) + [_difference_text(m, results.get(row, m)) for m in measures] for row in rows]
     header = ["ratio", "method", *(_header(m, difference=True) for m in measures)]
@@ -78,9 +75,9 @@ def difference_table(results: Results, corpus: str) -> Table | None:
 
 
 def domain_table(results: Results, corpus: str, comparer: Comparer | None = None) -> Table | None:
-    """Multiple choice and perplexity by domain; None where no score has a domain."""
-    records = _records(results.panel)
-    choices, texts = (domain_measures(records, whole) for whole in (MULTIPLE_CHOICE, PERPLEXITY))
+    """Multiple choice and perplexity by the parts of their tasks (a task calls them its domains); None without any."""
+    stand = (results.averages.choice, results.averages.perplexity)
+    choices, texts = ([] if m is None else part_measures(results.panel.records(), m) for m in stand)
     measures = choices + texts
     if not measures:
         return None
@@ -180,8 +177,7 @@ def to_csv(all_results: Sequence[Results]) -> str:
         "difference_high",
         "difference_paired",
     )
-    of_panels = [_records(results.panel) for results in all_results]
-    columns = (m for records in of_panels for m in main_measures(records) + diagnostic_measures(records))
+    columns = (m for r in all_results for m in [*r.main, *diagnostic_measures(r.panel.records())])
     measures = list({m.name: m for m in columns}.values())
     quantized = any_quantized(row for results in all_results for row in results.panel.rows)
     out = io.StringIO()
@@ -205,10 +201,6 @@ def to_csv(all_results: Sequence[Results]) -> str:
                 line += _csv_fields(results.get(row, measure))
             writer.writerow(line)
     return out.getvalue()
-
-
-def _records(panel: Panel) -> list:
-    return [record for row in panel.all_rows() for record in row.records]
 
 
 def _rows_of(panel: Panel, corpus: str) -> list[Row]:
@@ -245,20 +237,41 @@ def _best(
     return {(place, column) for column, measure in columns for place in clearly_best(results, rows, measure, known)}
 
 
-def _main_note(measures: Sequence[Measure], rows: Sequence[Row]) -> str:
-    average = next((m for m in measures if m.name == "generative"), None)
+def _main_note(results: Results, rows: Sequence[Row]) -> str:
     note = (
-        f"Each score with its 95 % interval as recorded by the task (n: {_counts(measures, rows)}), in "
+        f"Each score with its 95 % interval as recorded by the task (n: {_counts(results.main, rows)}), in "
         "percent except perplexity (per token, lower is better) and diversity"
     )
-    if average is not None:
-        tasks = [task.label for task in GENERATIVE_TASKS if task.parts[0] in average.parts]
-        note += (
-            f"; the generative average is the mean of {format_list(tasks)}, and its half-width the root of "
-            "the sum of their squared half-widths over their number"
-        )
-    note = f"{note}; {BOLD_NOTE}; diversity is not ranked."
+    note = f"{note}{_averages_sentence(results)}; {BOLD_NOTE}; diversity is not ranked."
     return f"{note}{_seed_sentence(rows)}{_broken_sentence(rows)}"
+
+
+def _averages_sentence(results: Results) -> str:
+    """Which tasks stand behind each average of the main table, and which tests of the same answers do not count."""
+    stand, labels = results.averages, {m.parts: m.label for m in results.main}
+    told = []
+    if stand.generative in results.main and stand.generative is not None:
+        several = any(len(measure.parts) > 1 for measure in stand.domains.values())
+        of = [f"{name} ({_tasks(measure, labels)})" for name, measure in stand.domains.items()] if several else []
+        told.append(
+            f"the generative average is the mean of {format_list(of) if of else _tasks(stand.generative, labels)}, and "
+            "its half-width the root of the sum of their squared half-widths over their number"
+            + (" (each weighted as in the average)" if several else "")
+        )
+    told += [
+        f"the {measure.label} is the {mean} of {_tasks(measure, labels)}"
+        for measure, mean in ((stand.choice, "mean"), (stand.perplexity, "geometric mean"))
+        if measure is not None and len(measure.parts) > 1
+    ]
+    superseded = [c for c in columns_of(results.panel.records()) if c.supersedes]
+    told += [
+        f"of {c.supersedes} and {c.part.task}, tests of the same answers, {c.part.task} counts" for c in superseded
+    ]
+    return "".join(f"; {one}" for one in told)
+
+
+def _tasks(measure: Measure, labels: Mapping[tuple[Part, ...], str]) -> str:
+    return format_list([labels[(part,)].partition(": ")[0] for part in measure.parts])
 
 
 def _difference_note(results: Results, rows: Sequence[Row], measures: Sequence[Measure]) -> str:
@@ -318,8 +331,8 @@ def _counts(measures: Iterable[Measure], rows: Sequence[Row]) -> str:
         scores = [find_score(record, measure.parts[0]) for row in rows for record in row.records]
         found = {score.n for score in scores if score is not None}
         if found and measure.name != "generative":
-            task, domain = measure.parts[0].task, measure.parts[0].domain
-            name = f"{task.replace('_', ' ')} {domain}" if domain not in ("", task) else measure.label
+            task, of = measure.parts[0].task, measure.parts[0].of
+            name = f"{task.replace('_', ' ')} {of}" if of not in ("", task) else measure.label
             counts.append(f"{name} {format_span(found)}")
     return ", ".join(counts) or "no scores"
 

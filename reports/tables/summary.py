@@ -6,11 +6,11 @@ from harness.contracts.record import STAGES, Record, Sample
 from harness.text import aligned
 from reports.numbers.broken import faults
 from reports.numbers.measures import (
-    MULTIPLE_CHOICE,
-    PERPLEXITY,
+    averages,
     diagnostic_measures,
-    domain_measures,
     main_measures,
+    part_measures,
+    reference_columns,
     times_smaller,
 )
 from reports.numbers.statistics import Items, Measure, difference, estimate
@@ -29,13 +29,14 @@ def cell_table(
     Differences are paired where both lists of samples are given, by the rules of ``reports.numbers.statistics``, so
     that they are the ones that a report will show.
     """
-    of_domains = [m for whole in (MULTIPLE_CHOICE, PERPLEXITY) for m in _named(record, whole)]
+    stand = averages(reference_columns([record], baseline))
+    of_parts = [m for whole in (stand.choice, stand.perplexity) if whole is not None for m in _named(record, whole)]
     compared = baseline is not None and record.cell["id"] != baseline.cell["id"]
     header = ["measure", "score [95 % interval]", "n", *(["baseline", "difference"] if compared else [])]
     items = None if samples is None else Items.from_samples(samples)
     baseline_items = None if baseline_samples is None else Items.from_samples(baseline_samples)
     lines = []
-    for measure in main_measures([record]) + of_domains + diagnostic_measures([record]):
+    for measure in main_measures([record], baseline) + of_parts + diagnostic_measures([record]):
         ours = estimate(measure, [record])
         if ours is None:
             continue
@@ -59,7 +60,7 @@ def cell_table(
 def _named(record: Record, whole: Measure) -> list[Measure]:
     return [
         Measure(m.name, f"  {whole.label}: {m.label}", m.parts, m.kind, m.higher_is_better)
-        for m in domain_measures([record], whole)
+        for m in part_measures([record], whole)
     ]
 
 

@@ -7,9 +7,8 @@ from harness.contracts.record import Record
 from harness.errors import WinnowError
 from reports.figures.drift import PANELS
 from reports.figures.palette import looks
-from reports.numbers.measures import MULTIPLE_CHOICE, diagnostic_measures, main_measures
-from reports.numbers.statistics import Measure
-from reports.wandb.tracker import AVERAGE, run_id
+from reports.numbers.measures import averages, columns_of, diagnostic_measures, main_measures
+from reports.wandb.tracker import AVERAGE, key, run_id
 
 RATIO = "cell.ratio"
 BYTES = "size/weights_bytes"
@@ -40,11 +39,14 @@ def workspace(records: Sequence[Record], logged: Collection[str], entity: str, p
     def images(name: str, title: str) -> list[Any]:
         return [wr.MediaBrowser(title=title, media_keys=[name])] * (name in logged)
 
-    choice = key(MULTIPLE_CHOICE)
+    choices = averages(columns_of(records)).choice
+    choice = None if choices is None else key(choices)
     tasks = {one: measure.parts[0].task for one, measure in measures.items()}
     scores = over_ratio(one for one, task in tasks.items() if task != "drift" and task not in _TEXT_TASKS)
-    if AVERAGE in measures and choice in measures:
-        scores.append(against(wr.SummaryMetric(choice), AVERAGE, "generative average against multiple choice"))
+    if AVERAGE in measures and choice is not None and choice in measures:
+        scores.append(
+            against(wr.SummaryMetric(choice), AVERAGE, f"generative average against {measures[choice].label}")
+        )
     if AVERAGE in measures and BYTES in logged:
         scores.append(against(wr.SummaryMetric(BYTES), AVERAGE, "generative average against bytes of the weights"))
     drift = over_ratio(one for one, task in tasks.items() if task == "drift")
@@ -78,14 +80,6 @@ def workspace(records: Sequence[Record], logged: Collection[str], entity: str, p
         # The histograms of usage and saliency have no panel in the library: the service adds its own below.
         auto_generate_panels=True,
     )
-
-
-def key(measure: Measure) -> str:
-    """The name of the measure in the summary of a run."""
-    if len(measure.parts) > 1 or measure.name == "generative":
-        return AVERAGE
-    part = measure.parts[0]
-    return "/".join(word for word in (part.task, part.metric, part.domain) if word)
 
 
 def _colours(records: Sequence[Record], group: str) -> dict[str, str]:

@@ -23,7 +23,7 @@ from reports.numbers.measures import Results
 from reports.numbers.usage import collect_usage
 
 GENERATIONS = ("task", "domain", "item", "score", "prompt", "output", "baseline output", "detail")
-SCORES = ("task", "domain", "metric", "value", "low", "high", "n")
+SCORES = ("task", "part", "kind", "domain", "metric", "value", "low", "high", "n")
 PLAN = ("layer", "experts", "router rows", "merged groups", "largest group", "fewest channels", "most channels")
 DRIFT = ("metric", "position", "value", "low", "high", "n")
 LARGEST_PLAN = 8_000_000  # bytes of a plan.json that is still drawn, some 150,000 experts
@@ -86,9 +86,9 @@ def generation_rows(samples: Sequence[Sample], baseline: Sequence[Sample], most:
 
 def score_rows(record: Record) -> list[list[Any]]:
     return [
-        [s.task, s.domain, s.metric, _number(s.value), _number(s.low), _number(s.high), s.n]
+        [s.task, s.part, s.kind, s.domain, s.metric, _number(s.value), _number(s.low), _number(s.high), s.n]
         for s in record.scores
-        if not s.domain.startswith("position ")
+        if not s.part.startswith("position ")
     ]
 
 
@@ -104,9 +104,9 @@ def plan_rows(record: Record) -> list[list[Any]]:
 def drift_rows(record: Record) -> list[list[Any]]:
     """Drift by position, a stretch of positions named by its last one."""
     return [
-        [s.metric, _last_position(s.domain), _number(s.value), _number(s.low), _number(s.high), s.n]
+        [s.metric, _last_position(s.part), _number(s.value), _number(s.low), _number(s.high), s.n]
         for s in record.scores
-        if s.task == "drift" and s.domain.startswith("position ")
+        if s.task == "drift" and s.part.startswith("position ")
     ]
 
 
@@ -202,8 +202,8 @@ def _ends(counts: Mapping[str, Any]) -> list[int | None]:
     return [min(widths), max(widths)] if widths else [None, None]
 
 
-def _last_position(domain: str) -> int:
-    return int(domain.rpartition("-")[2])
+def _last_position(part: str) -> int:
+    return int(part.rpartition("-")[2])
 
 
 def _of_new(layer: Mapping[str, Any], new: int | None, measure: Any) -> float:

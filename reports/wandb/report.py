@@ -110,7 +110,7 @@ def logged_names(cells: Sequence[Stored]) -> set[str]:
             cell.folder / "plan.json",
             cell.folder / "saliency.json",
         )
-        positions = frozenset(s.domain for s in cell.record.scores if s.domain.startswith("position "))
+        positions = frozenset(s.part for s in cell.record.scores if s.part.startswith("position "))
         sources = frozenset(cell.record.expert_usage)
         alike.setdefault((summary, positions, sources, *(path.is_file() for path in kept)), cell)
     for cell in alike.values():

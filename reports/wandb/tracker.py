@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hydra.utils import get_method
-
-from harness.contracts.record import Record, Sample
+from harness.contracts.record import Record, Sample, Score
 from harness.errors import WinnowError
+from reports.numbers.broken import faults
+from reports.numbers.measures import is_average, main_measures
+from reports.numbers.statistics import Estimate, Measure, estimate
+from reports.wandb.media import CellMedia, cell_media
 
 MODES = ("online", "offline", "disabled")
 AVERAGE = "generative_average"
@@ -54,7 +56,7 @@ class WandbTracker:
         """
         wandb = _wandb()
         group = self.group or sweep_name(root)
-        media = get_method("reports.wandb.media.cell_media")(record, samples, root, folder, self.generations)
+        media = cell_media(record, samples, root, folder, self.generations)
         try:
             # Where the folder is missing wandb takes the system's temporary folder, with a mere warning.
             Path(self.folder).mkdir(parents=True, exist_ok=True)
@@ -83,8 +85,8 @@ class WandbTracker:
             ) from error
 
 
-def _log_media(wandb: Any, run: Any, media: Any) -> None:
-    """A ``reports.wandb.media.CellMedia``: a step a layer for the histograms, which W&B draws over the steps, then one
+def _log_media(wandb: Any, run: Any, media: CellMedia) -> None:
+    """A step a layer for the histograms, which W&B draws over the steps, then one
     a position, then everything else.
     """
     from PIL import Image
@@ -114,20 +116,30 @@ def run_id(record: Record, group: str) -> str:
     return hashlib.sha256(f"{group}/{record.cell['id']}".encode()).hexdigest()[:16]
 
 
+def key(measure: Measure) -> str:
+    """The name of the measure in the summary of a run."""
+    if is_average(measure):
+        return f"{measure.name}_average"
+    part = measure.parts[0]
+    return "/".join(word for word in (part.task, part.metric, part.of) if word)
+
+
 def cell_summary(record: Record) -> dict[str, Any]:
-    """``task/metric`` or ``task/metric/domain`` and ``generative_average``, with ``/low``, ``/high`` and ``/n``; then
-    sizes and timings. Drift by position is in a table of its own; what is not finite is left out.
+    """``task/metric`` or ``task/metric/part``, ``generative_average`` and the other averages, with ``/low``, ``/high``
+    and ``/n``; then sizes and timings. Drift by position is in a table of its own; what is not finite is left out.
     """
     scores = {
-        "/".join(part for part in (s.task, s.metric, s.domain) if part): s
+        "/".join(part for part in (s.task, s.metric, s.part) if part): s
         for s in record.scores
-        if not s.domain.startswith("position ")
+        if not s.part.startswith("position ")
     }
-    average = get_method("reports.numbers.measures.generative_average")([record])
-    if average is not None:
-        scores[AVERAGE] = get_method("reports.numbers.statistics.estimate")(average, [record])
+    found: dict[str, Score | Estimate | None] = {**scores}
+    if not record.broken:  # else fewer tasks would stand behind the averages than behind other cells'
+        found |= {key(m): estimate(m, [record]) for m in main_measures([record]) if is_average(m)}
     summary: dict[str, Any] = {}
-    for name, score in scores.items():
+    for name, score in found.items():
+        if score is None:
+            continue
         summary |= {name: score.value, f"{name}/low": score.low, f"{name}/high": score.high, f"{name}/n": score.n}
     summary |= {f"size/{name}": value for name, value in record.sizes.items() if value is not None}
     summary |= {f"seconds/{name}": value for name, value in record.timings.items()}
@@ -137,7 +149,7 @@ def cell_summary(record: Record) -> dict[str, Any]:
 def cell_tags(record: Record) -> list[str]:
     cell = record.cell
     tags = [str(cell["method"]), f"ratio {float(cell['ratio']):g}", str(cell["calibration"]), *record.stages()]
-    if get_method("reports.numbers.broken.faults")(record):
+    if faults(record):
         tags.append("broken")
     return list(dict.fromkeys(tag[:_TAG_LENGTH] for tag in tags if tag))
 
@@ -147,7 +159,7 @@ def cell_config(record: Record) -> dict[str, Any]:
         "cell": record.cell,
         "versions": record.versions,
         "fingerprints": record.fingerprints,
-        "faults": get_method("reports.numbers.broken.faults")(record),
+        "faults": faults(record),
     }
 
 

@@ -6,7 +6,9 @@ import numpy as np
 
 from harness.contracts.intervals import bootstrap_mean, bootstrap_perplexity, wilson
 from harness.contracts.record import Record, Sample, Score
-from harness.records.store import RecordStore, cell_id
+from harness.records.identity import cell_id
+from harness.records.store import RecordStore
+from tests.kinds import with_kinds
 
 ITEMS = {"code": 40, "math": 40, "writing": 20}
 QUESTIONS = 25  # a domain
@@ -77,7 +79,7 @@ def make_scores(samples: list[Sample], diversity: float) -> list[Score]:
         for domain in domains:
             outcomes = [s.score for s in of(task, domain)]
             n = len(outcomes)
-            scores.append(Score(task, metric, sum(outcomes) / n, n, *wilson(sum(outcomes), n), domain=domain))
+            scores.append(Score(task, metric, sum(outcomes) / n, n, *wilson(sum(outcomes), n), part=domain))
     writing = [s.score for s in of("writing")]
     share = float(np.mean(writing))
     scores.append(Score("writing", "elements", share, len(writing), *bootstrap_mean(writing)))
@@ -86,10 +88,8 @@ def make_scores(samples: list[Sample], diversity: float) -> list[Score]:
         value = float(np.exp(nll.sum() / tokens.sum()))
         low, high = bootstrap_perplexity(nll, tokens)
         scores.append(Score("perplexity", "perplexity", value, len(nll), low, high, domain, higher_is_better=False))
-    return [
-        *scores,
-        Score("diversity", "ngram_diversity_3", diversity, 20, diversity - 0.03, diversity + 0.03),
-    ]
+    scores.append(Score("diversity", "ngram_diversity_3", diversity, 20, diversity - 0.03, diversity + 0.03))
+    return with_kinds(scores)
 
 
 def make_cell(

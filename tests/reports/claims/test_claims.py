@@ -12,7 +12,9 @@ import pytest
 
 from harness.contracts.record import Record, Score
 from reports.claims.evaluate import (
+    CHOICE,
     GENERATION,
+    PERPLEXITY,
     AllAbove,
     Claim,
     Contrast,
@@ -102,7 +104,7 @@ def test_cells_that_are_missing_are_named(panel):
     assert found.verdict == "not tested" and [str(m.cell) for m in found.missing] == [str(Cell("coverage"))]
     assert found.p is None and found.missing[0].why == "not run"
     (lacking,) = verdicts([panel], AllAbove((over(REAP, HC, "calibration_error"),)))
-    assert {one.why for one in lacking.missing} == {"has no score for calibration error"}
+    assert {one.why for one in lacking.missing} == {"suite=reference does not measure calibration error"}
 
 
 def test_broken_cells_are_named_and_nothing_of_theirs_is_tested(tmp_path):
@@ -277,7 +279,8 @@ def test_every_claim_uses_known_measures_and_its_cells_exist():
     for one in CLAIMS:
         assert {cell.method for cell in one.cells()} <= methods
         if isinstance(one.test, AllAbove):
-            assert {name for contrast in one.test.contrasts for _, name, _ in contrast.terms} <= set(MEASURES)
+            named = {name for contrast in one.test.contrasts for _, name, _ in contrast.terms}
+            assert named <= {*MEASURES, GENERATION, CHOICE, PERPLEXITY, "code"}
 
 
 @pytest.mark.parametrize("case", ["no folder", "no records", "not writable"])

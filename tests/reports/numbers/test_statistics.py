@@ -73,7 +73,7 @@ def test_infinite_perplexity_has_no_interval():
 
 
 def test_domain_of_a_task_with_a_single_score_need_not_be_empty():
-    named = record(Score("code", "pass@1", 0.5, 4, 0.1, 0.9, domain="code"))
+    named = record(Score("code", "pass@1", 0.5, 4, 0.1, 0.9, part="code"))
     assert find_score(named, Part("code", "pass@1")).value == 0.5
     assert find_score(named, Part("code", "pass@1", "math")) is None
     two = record(Score("m", "acc", 0.5, 4, 0.1, 0.9, "code"), Score("m", "acc", 0.5, 4, 0.1, 0.9, "math"))

@@ -20,9 +20,7 @@ BINS = (("confidence 0.600-0.667", 0.65, 20), ("confidence 0.933-1.000", 0.99, 8
 
 def answers(error: float, same: float) -> list[Score]:
     def score(metric: str, value: float, domain: str = "", task: str = "calibration_error", n: int = 100) -> Score:
-        return Score(
-            task, metric, value, n, value - 0.01, value + 0.01, domain, higher_is_better=task != "calibration_error"
-        )
+        return Score(task, metric, value, n, value - 0.01, value + 0.01, domain, task != "calibration_error", "probe")
 
     return [
         *(score(name, error) for name in ("ece", "ece_adaptive", "brier", "overconfidence")),

@@ -22,7 +22,7 @@ def diagnostics(drift: float, mass: float = 0.0) -> list[Score]:
     """Scores of a model that drifts by ``drift``, more from stretch to stretch."""
 
     def score(metric: str, value: float, domain: str = "", task: str = "drift") -> Score:
-        return Score(task, metric, value, 64, value * 0.9, value * 1.1, domain)
+        return Score(task, metric, value, 64, value * 0.9, value * 1.1, domain, kind="probe")
 
     found = [
         *(score(name, drift) for name in ("js", "free_js", "kl_from_baseline", "kl_to_baseline")),
@@ -123,7 +123,7 @@ def test_the_figure_shows_drift_by_position(drifting: Results) -> None:
 
 def test_a_curve_is_of_the_stretches_that_every_seed_has(drifting: Results) -> None:
     row = next(row for row in drifting.panel.rows if (row.method, row.ratio) == ("reap", 0.5))
-    shorter = replace(row.records[0], scores=[s for s in row.records[0].scores if s.domain != STRETCHES[1]])
+    shorter = replace(row.records[0], scores=[s for s in row.records[0].scores if s.part != STRETCHES[1]])
     both = replace(row, records=(row.records[0], shorter))
     assert [place for place, _ in curve(row, "js", "number")] == [1, 2, 4]
     assert [place for place, _ in curve(both, "js", "number")] == [1, 4]

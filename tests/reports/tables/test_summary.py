@@ -50,7 +50,10 @@ def test_tasks_without_a_column_of_their_own_show_their_first_metric():
         outcomes = [1.0] * right + [0.0] * (20 - right)
         samples = [Sample("my_lm_eval", f"q{i}", outcome, domain="arc_easy") for i, outcome in enumerate(outcomes)]
         interval = wilson(right, 20)
-        scores = [Score("my_lm_eval", metric, right / 20, 20, *interval, "arc_easy") for metric in ("acc", "acc_norm")]
+        scores = [
+            Score("my_lm_eval", metric, right / 20, 20, *interval, "arc_easy", kind="choice")
+            for metric in ("acc", "acc_norm")
+        ]
         return replace(whole, scores=scores), samples
 
     (record, samples), (baseline, baseline_samples) = cell(CELL, 12), cell(BASE, 16)
@@ -70,8 +73,8 @@ def test_a_quantised_baseline_is_compared_and_its_memory_told():
 
 def test_the_parts_of_a_group_that_is_scored_have_no_line():
     def lines(**items):
-        scores = [Score("choice", "acc", 0.5, n, *wilson(n // 2, n), domain) for domain, n in items.items()]
-        scores.append(Score("other", "acc", 0.5, 20, *wilson(10, 20), "mmlu_like"))
+        scores = [Score("choice", "acc", 0.5, n, *wilson(n // 2, n), part, kind="choice") for part, n in items.items()]
+        scores.append(Score("other", "acc", 0.5, 20, *wilson(10, 20), "mmlu_like", kind="choice"))
         table = cell_table(replace(CELL, scores=scores))
         return [name for name in (*items, "mmlu_like") if f"{name}: acc" in table]
 

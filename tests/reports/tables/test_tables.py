@@ -160,7 +160,7 @@ def test_markdown_has_the_note_below(results):
 
 def test_suite_without_some_tasks_leaves_their_columns_out(tmp_path):
     record, _ = make_cell("reap", 0.25, "code", 0, RIGHT["reap"][0.25])
-    kept = [score for score in record.scores if score.task in ("math", "perplexity") and not score.domain]
+    kept = [score for score in record.scores if score.task in ("math", "perplexity") and not score.part]
     RecordStore(tmp_path).write(replace(record, scores=kept, sizes={}), [])
     (panel,) = load_panels(tmp_path)
     results = evaluate(panel)
@@ -216,7 +216,7 @@ def test_memory_reduction_is_shown_where_a_cell_is_quantised(results, tmp_path):
 
 def test_the_note_names_what_was_counted(tmp_path):
     record, _ = make_cell("reap", 0.5, "code", 0, RIGHT["reap"][0.5])
-    scores = [Score(task, "acc", 0.5, n, *wilson(n // 2, n), domain) for task, domain, n in (
+    scores = [Score(task, "acc", 0.5, n, *wilson(n // 2, n), part, kind="choice") for task, part, n in (
         ("arc_easy", "arc_easy", 30), ("my_lm_eval", "rte", 20),
     )]  # fmt: skip
     RecordStore(tmp_path).write(replace(record, scores=scores), [])

@@ -68,8 +68,10 @@ def test_table_of_generations_has_the_baseline_beside(run):
 
 def test_tables_of_scores_plan_and_drift(run):
     scores = run.table("scores")
-    assert scores["columns"] == ["task", "domain", "metric", "value", "low", "high", "n"]
-    assert ["multiple_choice", "math", "acc", 0.5, 0.1, 0.9, 2] in scores["data"] and len(scores["data"]) == 6
+    assert scores["columns"] == ["task", "part", "kind", "domain", "metric", "value", "low", "high", "n"]
+    assert ["multiple_choice", "math", "choice", "knowledge", "acc", 0.5, 0.1, 0.9, 2] in scores["data"] and len(
+        scores["data"]
+    ) == 6
     assert run.table("plan")["data"] == [[1, 3, 3, 0, 1, 3, 8], [3, 2, 4, 1, 3, None, None]]
     drift = run.table("drift_positions")["data"]
     assert len(drift) == 12 and drift[2] == ["js", 4, pytest.approx(0.3), 0.05, 0.5, 7]
@@ -113,7 +115,7 @@ def test_broken_cell_without_samples_or_files_is_logged_with_what_it_has(wandb_h
     assert run.run.run_group == "mine" and "broken" in run.run.tags
     assert run.config["faults"] == ["code: logits are not finite", "perplexity perplexity is nan"]
     assert "perplexity/perplexity" not in run.summary and run.summary["perplexity/perplexity/n"] == 3
-    assert run.table("scores")["data"] == [["perplexity", "", "perplexity", None, None, None, 3]]
+    assert run.table("scores")["data"] == [["perplexity", "", "", "", "perplexity", None, None, None, 3]]
     assert [path.name.split("_")[0] for path in (run.files / "media" / "table").iterdir()] == ["scores"]
     assert not run.logged("histogram") and not run.logged("image-file")
 
