@@ -16,6 +16,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from harness.backends import timed
 from harness.backends.decoding import Choice, StopStrings, roomy_cache, select_rows
+from harness.backends.ending import end_tokens, end_tokens_of
 from harness.backends.tokens import (
     Request,
     cut,
@@ -26,6 +27,7 @@ from harness.backends.tokens import (
     prompts_that_fit,
     scoring_requests,
     stops_by_prompt,
+    thought_marks,
     windows,
 )
 from harness.checkpoints.hub import resolve_checkpoint
@@ -51,13 +53,19 @@ class HFBackend:
     """Decoding and scoring with a causal language model of transformers.
 
     ``batch_size`` is the number of sequences in a batch; ``max_length`` the longest sequence in tokens
-    (default: the model's own). Raises WinnowError where a request does not fit into it.
+    (default: the model's own); ``ends`` the end tokens (default: those of the model in memory and its tokenizer).
+    Raises WinnowError where a request does not fit into it.
     """
 
     name = "hf"
 
     def __init__(
-        self, model: PreTrainedModel, tokenizer: Any, batch_size: int = 128, max_length: int | None = None
+        self,
+        model: PreTrainedModel,
+        tokenizer: Any,
+        batch_size: int = 128,
+        max_length: int | None = None,
+        ends: frozenset[int] | None = None,
     ) -> None:
         if batch_size < 1 or (max_length is not None and max_length < 2):
             raise WinnowError(f"batch_size={batch_size}, max_length={max_length}: needs at least 1 and 2")
@@ -68,13 +76,11 @@ class HFBackend:
         self.facts: dict[str, Any] = {"version": transformers.__version__}
         self.max_length: int = max_length or getattr(config, "max_position_embeddings", None) or 2048
         self._vocabulary: int = config.vocab_size
-        ends = (
-            tokenizer.eos_token_id,
-            config.eos_token_id,
-            getattr(model.generation_config, "eos_token_id", None),
-        )
-        lists = (end if isinstance(end, (list, tuple)) else [end] for end in ends)
-        self._end = {token for tokens in lists for token in tokens if token is not None}
+        if ends is None:
+            in_memory = (config.eos_token_id, getattr(model.generation_config, "eos_token_id", None))
+            ends = end_tokens(tokenizer, *({"eos_token_id": found} for found in in_memory))
+        self.ends, self._marks = ends, thought_marks(tokenizer)
+        self.facts["end_tokens"] = sorted(ends)
         self._pad: int = next(
             (token for token in (tokenizer.pad_token_id, tokenizer.eos_token_id) if token is not None), 0
         )
@@ -109,7 +115,7 @@ class HFBackend:
                 watching = [watches[stops[i]] for i in batch]
                 written = self._continue([encoded[i] for i in batch], max_new_tokens, watching, choice, bar)
                 for i, tokens in zip(batch, written, strict=True):
-                    answers[i] = cut(decode(self.tokenizer, encoded[i], tokens), stops[i])
+                    answers[i] = cut(decode(self.tokenizer, encoded[i], tokens, self._marks), stops[i])
         return answers
 
     def loglikelihood(self, pairs: Sequence[tuple[str, str]], progress: str = "") -> list[LogLikelihood]:
@@ -284,9 +290,9 @@ class HFBackend:
                 if not running[i]:
                     continue
                 answer = written[rows[i]]
-                if token not in self._end:
+                if token not in self.ends:
                     answer.append(token)
-                if token in self._end or step == max_new or stops[rows[i]].reached(answer):
+                if token in self.ends or step == max_new or stops[rows[i]].reached(answer):
                     running[i] = False
                     bar.update()
             active = sum(running)
@@ -358,6 +364,8 @@ def _gather(logits: Tensor, targets: Sequence[Sequence[int]]) -> list[Tensor]:
 def open_checkpoint(folder: str, dtype: str, device: Any, batch_size: int, max_length: int | None) -> HFBackend:
     """The backend of ``backend=hf``: the model and tokenizer in ``folder``. Raises WinnowError as they do."""
     path = resolve_checkpoint(folder)
-    backend = HFBackend(load_model(path, dtype, device), load_tokenizer(path), batch_size, max_length)
+    tokenizer = load_tokenizer(path)
+    ends = end_tokens_of(path, tokenizer)
+    backend = HFBackend(load_model(path, dtype, device), tokenizer, batch_size, max_length, ends)
     backend.facts |= served_facts(path)
     return backend

@@ -17,6 +17,7 @@ import torch
 from harness.backends import hf as hf_backend
 from harness.backends import vllm as vllm_backend
 from harness.backends import vllm_guard
+from harness.backends.ending import before_end
 from harness.checkpoints.config import read_config
 from harness.checkpoints.hub import resolve_checkpoint
 from harness.contracts.backend import Backend, Sampling
@@ -86,7 +87,7 @@ class TransformersLM(HFLM):  # type: ignore[misc]
             max_length=backend.max_length,
             softmax_dtype="float32",
         )
-        self._largest_batch = backend.batch_size
+        self._largest_batch, self._ends = backend.batch_size, backend.ends
         self._logits = GPU_LOGITS if backend.model.device.type == "cuda" else hf_backend.LOGIT_BUDGET
 
     def _loglikelihood_tokens(self, requests: Sequence[Any], *args: Any, **options: Any) -> list[tuple[float, bool]]:
@@ -103,6 +104,15 @@ class TransformersLM(HFLM):  # type: ignore[misc]
                 answers[place] = answer
         self.batch_size_per_gpu = self._largest_batch
         return answers
+
+    def _model_generate(self, *args: Any, **options: Any) -> Any:
+        return super()._model_generate(*args, **{"eos_token_id": sorted(self._ends), **options})
+
+    def tok_decode(self, tokens: Any, skip_special_tokens: bool = True) -> str:
+        """The text of what was written, up to its end token: not all of those are marked as special."""
+        if skip_special_tokens and not isinstance(tokens, int):
+            tokens = before_end(tokens, self._ends)
+        return str(super().tok_decode(tokens, skip_special_tokens))
 
 
 @register_model("winnow")

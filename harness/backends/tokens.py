@@ -13,6 +13,12 @@ log = logging.getLogger(__name__)
 OPEN_END = "[[the-answer-goes-on-here]]"
 # Prompt tokens decoded along with an answer, because some tokenizers drop the space that begins a text.
 DECODE_CONTEXT = 8
+# Marks around what a model thinks aloud: kept in its text also where its tokenizer calls them special.
+THOUGHT_MARKS = (
+    "<think>", "</think>", "<seed:think>", "</seed:think>", "[THINK]", "[/THINK]", "◁think▷", "◁/think▷",
+    "<|START_THINKING|>", "<|END_THINKING|>", "<|begin_of_thought|>", "<|end_of_thought|>",
+)  # fmt: skip
+CHANNEL, CHANNEL_MARKS = "<|channel|>", ("<|start|>", "<|channel|>", "<|message|>", "<|end|>")  # of gpt-oss
 
 
 @dataclass(frozen=True)
@@ -68,8 +74,34 @@ def prompt_text(tokenizer: Any, prompt: str | Sequence[Mapping[str, str]], optio
     return str(text).partition(OPEN_END)[0]
 
 
-def decode(tokenizer: Any, prompt: list[int], tokens: list[int]) -> str:
-    """The text that ``tokens`` add to ``prompt``."""
+def thought_marks(tokenizer: Any) -> dict[int, str]:
+    """{token: mark} of the marks around thoughts that decoding would leave out as special tokens."""
+    known = [(_token(tokenizer, mark), mark) for mark in thought_mark_names(tokenizer)]
+    return {n: mark for n, mark in known if n is not None and not tokenizer.decode([n], skip_special_tokens=True)}
+
+
+def thought_mark_names(tokenizer: Any) -> tuple[str, ...]:
+    """What marks a thought in texts of this tokenizer."""
+    return THOUGHT_MARKS if _token(tokenizer, CHANNEL) is None else (*THOUGHT_MARKS, *CHANNEL_MARKS)
+
+
+def _token(tokenizer: Any, text: str) -> int | None:
+    """The token that is this text, None where there is none (tokenizers then give None or their unknown token)."""
+    token = tokenizer.convert_tokens_to_ids(text)
+    return token if token is not None and tokenizer.convert_ids_to_tokens(token) == text else None
+
+
+def decode(tokenizer: Any, prompt: list[int], tokens: list[int], marks: Mapping[int, str]) -> str:
+    """The text that ``tokens`` add to ``prompt``, without special tokens but for ``marks`` (``thought_marks``)."""
+    pieces: list[str] = []
+    before, start = prompt, 0
+    for place in (place for place, token in enumerate(tokens) if token in marks):
+        pieces += [_decode(tokenizer, before, tokens[start:place]), marks[tokens[place]]]
+        before, start = [tokens[place]], place + 1
+    return "".join([*pieces, _decode(tokenizer, before, tokens[start:])])
+
+
+def _decode(tokenizer: Any, prompt: list[int], tokens: list[int]) -> str:
     before = prompt[-DECODE_CONTEXT:]
     options = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
     start: str = tokenizer.decode(before, **options)

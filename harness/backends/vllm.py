@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from harness.backends import timed, vllm_guard
+from harness.backends.ending import before_end, end_tokens, end_tokens_of
 from harness.backends.tokens import (
     cut,
     decode,
@@ -27,6 +28,7 @@ from harness.backends.tokens import (
     prompts_that_fit,
     scoring_requests,
     stops_by_prompt,
+    thought_marks,
     windows,
 )
 from harness.checkpoints.hub import resolve_checkpoint
@@ -128,12 +130,15 @@ class EngineProcess:
 
 
 class VLLMBackend:
-    """Writing and scoring with a vLLM engine."""
+    """Writing and scoring with a vLLM engine. ``ends``: the end tokens (default: those that the tokenizer tells)."""
 
     name = "vllm"
 
-    def __init__(self, engine: Engine, tokenizer: Any) -> None:
+    def __init__(self, engine: Engine, tokenizer: Any, ends: frozenset[int] | None = None) -> None:
         self.tokenizer, self._engine, self.facts = tokenizer, engine, engine.facts
+        self.ends = end_tokens(tokenizer) if ends is None else ends
+        self._marks = thought_marks(tokenizer)
+        self.facts["end_tokens"] = sorted(self.ends)
         self.max_length: int = self.facts["max_length"]
         self.has_chat_template = has_chat_template(tokenizer)
         self.seconds = {"generate": 0.0, "score": 0.0}
@@ -161,14 +166,20 @@ class VLLMBackend:
         encoded = prompts_that_fit(self.tokenizer, prompts, max_new_tokens, self.max_length)
         stops = stops_by_prompt(stop, len(prompts))
         settings = [
-            {"max_tokens": max_new_tokens, "stop": list(texts), "include_stop_str_in_output": True}
+            {
+                "max_tokens": max_new_tokens,
+                "stop": list(texts),
+                "include_stop_str_in_output": True,
+                "stop_token_ids": sorted(self.ends),
+            }
             | _sampling(sampling, place)
             for place, texts in enumerate(stops)
         ]
         answers = [""] * len(encoded)
         with timed(self.seconds, "generate"):
             for place, (tokens, _) in self._run(encoded, settings, progress):
-                answers[place] = cut(decode(self.tokenizer, encoded[place], tokens), stops[place])
+                written = before_end(tokens, self.ends)
+                answers[place] = cut(decode(self.tokenizer, encoded[place], written, self._marks), stops[place])
         return answers
 
     def loglikelihood(self, pairs: Sequence[tuple[str, str]], progress: str = "") -> list[LogLikelihood]:
@@ -333,9 +344,10 @@ def open_checkpoint(
     if on_cpu and threads:
         binding = os.environ.get("VLLM_CPU_OMP_THREADS_BIND", "nobind")
         environment |= {"OMP_NUM_THREADS": threads, "VLLM_CPU_OMP_THREADS_BIND": binding}
+    tokenizer = load_tokenizer(path)
+    ends = end_tokens_of(path, tokenizer)
     with served_folder(path) as served:  # the engine has read it once it has started
-        backend = VLLMBackend(
-            EngineProcess(options | {"model": str(served)}, environment, start_seconds), load_tokenizer(path)
-        )
+        engine_process = EngineProcess(options | {"model": str(served)}, environment, start_seconds)
+    backend = VLLMBackend(engine_process, tokenizer, ends)
     backend.facts |= served_facts(path)
     return backend

@@ -1,4 +1,4 @@
-"""config.json of a checkpoint folder."""
+"""config.json and generation_config.json of a checkpoint folder."""
 
 import json
 from collections.abc import Mapping
@@ -13,6 +13,17 @@ def read_config(folder: Path) -> dict[str, Any]:
     path = Path(folder) / "config.json"
     if not path.is_file():
         raise WinnowError(f"no model at {folder}: there is no config.json")
+    return _read(path)
+
+
+def read_generation_config(folder: Path) -> dict[str, Any]:
+    """The generation_config.json of a checkpoint folder, empty where it has none. Raises WinnowError where it is not
+    JSON."""
+    path = Path(folder) / "generation_config.json"
+    return _read(path) if path.is_file() else {}
+
+
+def _read(path: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text())
     except json.JSONDecodeError as error:
