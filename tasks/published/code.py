@@ -16,7 +16,7 @@ from harness.contracts.record import Sample
 from harness.contracts.task import ModelTask, TaskResult
 from harness.data.schema import Row
 from tasks.published.items import Benchmark, asks_in_chat, tokens_to_write
-from tasks.published.program_tests import CHECKED, PLUS, judge, require_evalplus
+from tasks.published.program_tests import CHECKED, PLUS, entry_point, judge, require_evalplus
 from tasks.scores import share_score
 
 # Where a program is over: EvalPlus' marks, beside end-of-text tokens, which the backends know.
@@ -47,14 +47,6 @@ def messages(text: str) -> list[dict[str, str]]:
         {"role": "user", "content": f"{REQUEST}\n```\n{text.strip()}\n```\n"},
         {"role": "assistant", "content": f"{ANSWER}\n```python\n"},
     ]
-
-
-def entry_point(data_set: str, row: Row) -> str:
-    """The function that is tested: of MBPP the one that the solution defines and the first test names."""
-    if data_set != "mbpp":
-        return str(row["entry_point"])
-    defined = re.findall(r"^def\s+(\w+)", row["code"], re.MULTILINE)
-    return next((name for name in defined if re.search(rf"\b{name}\b", row["test_list"][0])), "")
 
 
 def parses(source: str) -> bool:

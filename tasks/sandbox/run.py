@@ -1,13 +1,15 @@
 """Runs generated code, which is taken to be hostile, and gives back what its function returned.
 
 One program is one process, forked for it from a clean interpreter with an empty environment and gone after it.
-Before the program is seen, ``sandbox_child`` gives up what it can, in layers that each hold without the others:
+Before the program is seen, ``tasks.sandbox.child`` gives up what it can, in layers that each hold without the others:
 
 ==================  =================================================================================================
-another user        root becomes nobody; others lose the capabilities of their user namespace
+own root            a file system of its own that holds Python's standard library and the system's libraries, read-only;
+                    what is installed beside them, winnow too, is not in it
+another user        root becomes nobody; others, and root where nobody could not read the library, lose all capabilities
 namespaces          processes, network, mounts and IPC of its own; its processes end with it; files in 4 MiB of memory
-Landlock            reads Python's and the system's libraries, writes the scratch folder, opens nothing else; on new
-                    kernels no TCP, no signals and no abstract sockets either
+Landlock            reads the same libraries, writes the scratch folder, opens nothing else; on new kernels no TCP, no
+                    signals and no abstract sockets either
 seccomp             no sockets, processes, threads, signals to others, mounts, ownership, tracing, shared memory, or
                     calls that are newer than its list
 resource limits     CPU and wall time, memory, size of files, open files, no processes, no core dumps
@@ -18,45 +20,68 @@ The keeper, a process that runs no untrusted code, kills what is left at the end
 JSON of bounded size, read here without trust: what has another form, or would take long to rebuild, is "crashed".
 
 The program never sees what is expected of it: it hands back values, which the caller compares with ``same``. Forging a
-verdict therefore gains nothing. (Tests that are statements are an exception: see ``tasks.published.program_tests``.)
+verdict therefore gains nothing.
 
-What it does not do. A layer that a system lacks is left out, and ``capabilities`` says so: without Landlock all that
-the user (as root: nobody) may read can be read by system calls; with neither namespaces nor seccomp only the audit hook
-stands between the program and the network; without a mount namespace many small files may fill the disk until time is
-up; macOS has the resource limits and the audit hook alone. It does not hide that a path exists, the host's name, or the
-kernel's version. It does not protect from faults of the kernel, nor from what can be learnt from timing: a virtual
-machine does. On Windows it does not run.
+What it does not do. A layer that a system lacks is left out, and ``layers_in_force`` says so: without Landlock and a
+root of its own all that the user (as root: nobody) may read can be read by system calls; with neither namespaces nor
+seccomp only the audit hook stands between the program and the network; without a mount namespace many small files may
+fill the disk until time is up; macOS has the resource limits and the audit hook alone. It does not hide the host's name
+or the kernel's version. It does not protect from faults of the kernel, nor from what can be learnt from timing: a
+virtual machine does. On Windows it does not run.
 """
 
-import contextlib
+import hashlib
 import json
 import os
-import selectors
-import shutil
-import signal
-import socket
-import subprocess
-import sys
-import tempfile
 import threading
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cache
-from pathlib import Path
-from typing import IO, Any, Literal
+from importlib.util import find_spec
+from typing import Any, Literal, TypeVar
 
 from harness.errors import WinnowError
 from harness.progress import bar as progress_bar
-from tasks.sandbox.child import TIMED_OUT, decode, encode
+from tasks.sandbox.child import TIMED_OUT
+from tasks.sandbox.nursery import PROJECT, talk
+from tasks.sandbox.values import ROOM, decode, encode
 
-CHILD = Path(__file__).with_name("child.py")
-GRACE_SECONDS = 10.0
+T = TypeVar("T")
 KNOWN_PROGRAMS = 20_000  # outcomes remembered
-KNOWN_INPUTS = 32  # of programs with at most as many inputs
-# The hash seed makes the order of sets the same in every run; nothing of our environment goes along.
-ENVIRONMENT = {"PYTHONHASHSEED": "0"}
+KNOWN_BYTES = 8192  # of answers that are
+LARGE_BYTES = 2**20  # of answers of which one at a time is unpacked
+# What programs import. Some are not there in every build of Python: the sandbox must have those that this process has.
+MODULES = (
+    "abc", "argparse", "array", "ast", "base64", "binascii", "bisect", "bz2", "calendar", "cmath", "codecs",
+    "collections", "collections.abc", "colorsys", "concurrent.futures", "contextlib", "copy", "csv", "dataclasses",
+    "datetime", "decimal", "difflib", "encodings.cp500", "encodings.idna", "enum", "fractions", "functools", "gc",
+    "graphlib", "hashlib", "heapq", "hmac", "html.parser", "importlib.util", "inspect", "io", "itertools", "json",
+    "keyword", "linecache", "locale", "logging", "lzma", "math", "numbers", "operator", "os.path", "pathlib", "pickle",
+    "platform", "pprint", "queue", "random", "re", "reprlib", "secrets", "shlex", "sqlite3", "stat", "statistics",
+    "string", "struct", "sys", "tempfile", "textwrap", "threading", "time", "timeit", "tokenize", "traceback", "types",
+    "typing", "unicodedata", "unittest.mock", "urllib.parse", "uuid", "warnings", "weakref", "xml.etree.ElementTree",
+    "zlib", "zoneinfo",
+)  # fmt: skip
+# Answers what cannot be imported, and which files that should not be there can be read.
+KNOWN_PROGRAM = """
+def look(modules, files):
+    from importlib import import_module
+    missing, seen = [], []
+    for name in modules:
+        try:
+            import_module(name)
+        except BaseException as error:
+            missing.append([name, f"{type(error).__name__}: {error}"])
+    for name in files:
+        try:
+            open(name, "rb").close()
+            seen.append(name)
+        except OSError:
+            pass
+    return [missing, seen]
+"""
 
 
 @dataclass(frozen=True)
@@ -99,11 +124,16 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Program:
-    """``inputs`` holds one list of positional arguments for each call of ``entry_point``."""
+    """``inputs`` holds one list of positional arguments for each call of ``entry_point``.
+
+    ``driver``: trusted source, run before the program in a namespace with builtins of its own. Its function ``call`` is
+    called instead of the entry point, with the program's namespace before the arguments.
+    """
 
     source: str
     entry_point: str
-    inputs: list[list[Any]]
+    inputs: Sequence[Sequence[Any]]
+    driver: str = ""
 
 
 def same(actual: Any, expected: Any) -> bool:
@@ -114,113 +144,31 @@ def same(actual: Any, expected: Any) -> bool:
         return len(actual) == len(expected) and all(map(same, actual, expected))
     if isinstance(expected, dict):
         # Keys that are equal but of another type (1 and True) would find each other: compare them with types.
-        typed = [{(type(key), key) for key in each} for each in (actual, expected)]
-        return typed[0] == typed[1] and all(same(actual[key], value) for key, value in expected.items())
+        typed = {(type(key), key) for key in expected}
+        return len(actual) == len(expected) and all(
+            (type(key), key) in typed and same(value, expected[key]) for key, value in actual.items()
+        )
     if isinstance(expected, (set, frozenset)):
-        return {(type(item), item) for item in actual} == {(type(item), item) for item in expected}
+        typed = {(type(item), item) for item in expected}
+        return len(actual) == len(expected) and all((type(item), item) in typed for item in actual)
     return not isinstance(expected, Failed) and bool(actual == expected)
 
 
-def _read_all(stream: IO[bytes], limit: int, deadline: float) -> bytes:
-    """What comes until the end or the deadline; reading stops once it is more than ``limit`` bytes."""
-    data = bytearray()
-    with selectors.DefaultSelector() as selector:
-        selector.register(stream, selectors.EVENT_READ)
-        while len(data) <= limit:
-            if not selector.select(max(0.0, deadline - time.monotonic())):
-                break
-            chunk = os.read(stream.fileno(), 65536)
-            if not chunk:
-                break
-            data += chunk
-    return bytes(data)
+# --- one program ------------------------------------------------------------------------------------------------------
 
 
-class _Nursery:
-    """A clean interpreter that forks keepers, so that none has to start one; it ends with this process.
-
-    It has never seen a program: what one does to its own process, no other meets.
-    """
-
-    def __init__(self) -> None:
-        self.owner = os.getpid()
-        self._lock = threading.Lock()
-        self._requests, theirs = socket.socketpair()
-        # -s -S -P: no site packages, nothing of the working folder. -B: no bytecode files.
-        self._process = subprocess.Popen(
-            [sys.executable, "-s", "-S", "-P", "-B", "-X", "utf8", str(CHILD), str(theirs.fileno())],
-            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-            env=ENVIRONMENT, cwd=os.path.realpath(tempfile.gettempdir()), start_new_session=True,
-            pass_fds=[theirs.fileno()],
-        )  # fmt: skip
-        theirs.close()
-        # A thread of its own for the interpreter's end, or it would stay as a zombie until ours.
-        threading.Thread(target=self._process.wait, daemon=True).start()
-
-    def fork(self, base: str, descriptors: list[int]) -> None:
-        """A keeper in the folder ``base`` with these as standard input, output and status. OSError where it died."""
-        with self._lock:
-            socket.send_fds(self._requests, [base.encode()], descriptors)
-
-
-_nurseries: list[_Nursery] = []
-_nurseries_lock = threading.Lock()
-
-
-def _fork_keeper(base: str, descriptors: list[int]) -> None:
-    """From this process's nursery, which is started where there is none, or none that lives. Raises WinnowError where
-    a new one dies at once."""
-    with _nurseries_lock:
-        if _nurseries and _nurseries[0].owner == os.getpid():
-            with contextlib.suppress(OSError):
-                return _nurseries[0].fork(base, descriptors)
-        _nurseries[:] = [_Nursery()]
-        try:
-            return _nurseries[0].fork(base, descriptors)
-        except OSError as error:
-            raise WinnowError(f"the sandbox for generated code does not start here ({error})") from error
-
-
-def _talk(request: bytes, limits: Limits, base: str) -> tuple[bytes, int]:
-    """Have a keeper forked, give it the request, and give back the answer with the keeper's exit status."""
-    deadline = time.monotonic() + limits.wall_seconds + GRACE_SECONDS
-    (their_input, ours), (output, their_output), (status, their_status) = os.pipe(), os.pipe(), os.pipe()
-    try:
-        _fork_keeper(base, [their_input, their_output, their_status])
-    finally:
-        for descriptor in (their_input, their_output, their_status):
-            os.close(descriptor)
-    with open(ours, "wb") as stdin, open(output, "rb", 0) as stdout, open(status, "rb", 0) as ended:
-        try:
-            with contextlib.suppress(BrokenPipeError):
-                stdin.write(request + b"\n")
-                stdin.flush()
-            answer = _read_all(stdout, limits.output_bytes, deadline)
-        finally:
-            # The end of its input tells the keeper to kill what still runs.
-            with contextlib.suppress(BrokenPipeError):
-                stdin.close()
-            stdout.close()
-            told = _read_all(ended, 64, time.monotonic() + GRACE_SECONDS).split()
-            if len(told) == 1:  # it has not ended
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(int(told[0]), signal.SIGKILL)
-    return answer, int(told[1]) if len(told) > 1 else -signal.SIGKILL
-
-
-def _ask(request: dict[str, Any], limits: Limits) -> tuple[bytes, int]:
+def _request(program: Program, limits: Limits, tell_layers: bool = False) -> bytes:
     if not hasattr(os, "fork"):
         raise WinnowError(
             "generated code cannot be run safely on this system: use Linux or macOS, or a suite without code"
         )
-    base = os.path.realpath(tempfile.mkdtemp(prefix="winnow-sandbox-"))
-    os.chmod(base, 0o711)
-    for folder in ("work", "library"):
-        os.mkdir(os.path.join(base, folder))
-    try:
-        return _talk(json.dumps({**request, "limits": vars(limits)}).encode(), limits, base)
-    finally:
-        shutil.rmtree(base, ignore_errors=True)
+    return json.dumps(
+        {
+            "source": program.source, "entry_point": program.entry_point, "driver": program.driver,
+            "inputs": [encode(list(call), -ROOM) for call in program.inputs], "limits": vars(limits),
+            "tell_layers": tell_layers,
+        }
+    ).encode()  # fmt: skip
 
 
 def _outcome(answer: bytes, code: int, limits: Limits, calls: int) -> Outcome:
@@ -232,69 +180,132 @@ def _outcome(answer: bytes, code: int, limits: Limits, calls: int) -> Outcome:
     if not answer:
         return Outcome("crashed", detail=f"no result; exit status {code}")
     try:
-        data = json.loads(answer)
+        data = json.loads(answer.decode())
         if "error" in data:
-            return Outcome("error", detail=str(data["error"])[:200])
+            return Outcome("error", detail=_short(data["error"]))
+        items = data["outputs"]
+        values = decode([item.get("value") for item in items], len(answer))
         outputs = [
-            decode(item["value"]) if "value" in item else Failed(str(item["failed"])[:200]) for item in data["outputs"]
+            value if "value" in item else Failed(_short(item["failed"]))
+            for value, item in zip(values, items, strict=True)
         ]
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+    except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RecursionError, MemoryError):
         return Outcome("crashed", detail="the result is not in the form of one")
     if len(outputs) != calls:
         return Outcome("crashed", detail=f"{len(outputs)} results for {calls} inputs")
     return Outcome("ok", outputs)
 
 
-def run_function(
-    source: str, entry_point: str, inputs: Sequence[Sequence[Any]], limits: Limits | None = None
-) -> Outcome:
-    """Run ``source`` and call its ``entry_point`` once for each list of arguments in ``inputs``.
+def _short(text: Any) -> str:
+    return text[:200].encode(errors="replace").decode() if isinstance(text, str) else ""
 
-    Arguments and values may be built from None, bool, int, float, complex, str, list, tuple, dict, set and frozenset;
-    a value of any other type (subclasses too) comes back as ``Failed``. Raises WinnowError where processes
-    cannot be forked, TypeError for an argument of another type.
+
+def run_function(
+    source: str, entry_point: str, inputs: Sequence[Sequence[Any]], limits: Limits | None = None, driver: str = ""
+) -> Outcome:
+    """Run ``source`` and call its ``entry_point`` once for each list of arguments in ``inputs`` (``Program``).
+
+    Arguments and values may be built from the types of ``values.encode``; a value of any other type (subclasses too)
+    comes back as ``Failed``. Raises WinnowError where processes cannot be forked, TypeError for an argument of another
+    type.
     """
     limits = limits or Limits()
-    arguments = [encode(list(call)) for call in inputs]
-    request = {"source": source, "entry_point": entry_point, "inputs": arguments}
-    return _outcome(*_ask(request, limits), limits, len(arguments))
+    request = _request(Program(source, entry_point, inputs, driver), limits)
+    return _outcome(*talk(request, limits.wall_seconds, limits.output_bytes), limits, len(inputs))
+
+
+# --- many programs ----------------------------------------------------------------------------------------------------
 
 
 def run_many(programs: Sequence[Program], limits: Limits | None = None, progress: str = "") -> list[Outcome]:
-    """``run_function`` for each program, in order, as many at a time as there are processors to use.
+    """``run_function`` for each program, in order: ``judge_many`` that keeps the outcomes."""
+    return judge_many(programs, lambda place, outcome: outcome, limits, progress)
 
-    A program with few inputs that this process has run before under the same limits, and that ended by itself, is not
-    run again: compressed models often write what the others wrote. Raises WinnowError where the sandbox does not work,
+
+def judge_many(
+    programs: Sequence[Program], judge: Callable[[int, Outcome], T], limits: Limits | None = None, progress: str = ""
+) -> list[T]:
+    """Run each program and give back, in order, ``judge`` of its place and its outcome.
+
+    As many run at a time as there are processors to use. Each outcome is judged when it comes and not kept, so that
+    programs that return much do not fill the memory together; of large ones one at a time is unpacked.
+
+    A program that this process has run before under the same limits, that ended by itself and said little, is not run
+    again: compressed models often write what the others wrote. Raises WinnowError where the sandbox does not work,
     rather than count every program as wrong.
     """
-    capabilities()
+    layers_in_force()
     limits = limits or Limits()
-    small = [len(program.inputs) <= KNOWN_INPUTS for program in programs]
-    keys = [
-        (limits, program.source, program.entry_point, repr(program.inputs) if known else place)
-        for place, (program, known) in enumerate(zip(programs, small, strict=True))
-    ]
-    new = {key: program for key, program in zip(keys, programs, strict=True) if key not in _known}
-    found = {key: _known[key] for key in keys if key in _known}
+    places: dict[bytes, list[int]] = {}
+    for place, program in enumerate(programs):
+        places.setdefault(hashlib.sha256(_request(program, limits)).digest(), []).append(place)
+
+    def one(key: bytes) -> list[T]:
+        program = programs[places[key][0]]
+        answer, code = _known.get(key) or talk(_request(program, limits), limits.wall_seconds, limits.output_bytes)
+        with _unpacking if len(answer) > LARGE_BYTES else nullcontext():
+            outcome = _outcome(answer, code, limits, len(program.inputs))
+            if outcome.status in ("ok", "error") and len(answer) <= KNOWN_BYTES:
+                _known[key] = answer, code
+            return [judge(place, outcome) for place in places[key]]
+
     workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with ThreadPoolExecutor(workers) as pool:
-        outcomes = pool.map(lambda p: run_function(p.source, p.entry_point, p.inputs, limits), new.values())
-        found |= zip(new, progress_bar(progress, len(new), outcomes), strict=True)
     if len(_known) > KNOWN_PROGRAMS:
         _known.clear()
-    ended = (key for key, known in zip(keys, small, strict=True) if known and found[key].status in ("ok", "error"))
-    _known.update({key: found[key] for key in ended})
-    return [found[key] for key in keys]
+    with ThreadPoolExecutor(workers) as pool:
+        found = list(progress_bar(progress, len(places), pool.map(one, places)))
+    judged = {place: result for key, results in zip(places, found, strict=True)
+              for place, result in zip(places[key], results, strict=True)}  # fmt: skip
+    return [judged[place] for place in range(len(programs))]
 
 
-_known: dict[tuple[Limits, str, str, str | int], Outcome] = {}
+_known: dict[bytes, tuple[bytes, int]] = {}
+_unpacking = threading.Lock()
+
+
+# --- what holds -------------------------------------------------------------------------------------------------------
+
+
+def layers_in_force() -> list[str]:
+    """The layers that hold here, for records to name. They are tried once a process, on a program that imports widely.
+
+    Raises WinnowError where the sandbox does not start, where a program cannot import the whole standard library (right
+    programs would count as wrong), and where it can read this project.
+    """
+    return list(_layers_in_force())
 
 
 @cache
-def capabilities() -> tuple[str, ...]:
-    """The layers that hold here, found by starting an empty sandbox. Raises WinnowError where it fails."""
-    answer, code = _ask({"source": None, "entry_point": "", "inputs": []}, Limits())
+def _layers_in_force() -> tuple[str, ...]:
+    limits = Limits(cpu_seconds=30, wall_seconds=60.0)
+    program = Program(KNOWN_PROGRAM, "look", [[list(MODULES), [str(PROJECT / "tasks/__init__.py"), __file__]]])
+    answer, code = talk(_request(program, limits, tell_layers=True), limits.wall_seconds, limits.output_bytes)
+    outcome = _outcome(answer, code, limits, 1)
+    if outcome.status != "ok" or isinstance(outcome.outputs[0], Failed):
+        why = outcome.detail or getattr(outcome.outputs[0], "message", "")
+        raise WinnowError(
+            f"the sandbox for generated code does not work here ({outcome.status}: {why}): run as a user who may read "
+            f"{os.path.dirname(os.__file__)}, or use a suite without code"
+        )
+    missing, seen = outcome.outputs[0]
+    lacking = [(name, why) for name, why in missing if _is_here(name)]
+    if lacking:
+        raise WinnowError(
+            f"the sandbox for generated code cannot import {len(lacking)} modules of the standard library, "
+            f"{lacking[0][0]} among them ({lacking[0][1]}), so that right programs would fail: run as a user other "
+            f"than root, or with a Python whose folder ({os.path.dirname(os.__file__)}) others may read"
+        )
+    if seen:
+        raise WinnowError(
+            f"programs in the sandbox can read {seen[0]}, and so how they are checked: install winnow into a virtual "
+            "environment of its own"
+        )
+    return tuple(json.loads(answer)["layers"])
+
+
+def _is_here(module: str) -> bool:
+    """Whether this interpreter has the module, with all that it needs."""
     try:
-        return tuple(json.loads(answer)["layers"])
-    except (ValueError, KeyError) as error:
-        raise WinnowError(f"the sandbox for generated code does not start here (exit status {code})") from error
+        return find_spec(module) is not None and bool(__import__(module))
+    except ImportError:
+        return False
