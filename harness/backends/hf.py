@@ -17,6 +17,7 @@ from transformers import DynamicCache, PreTrainedModel
 from harness.backends import timed
 from harness.backends.decoding import Choice, StopStrings, roomy_cache, select_rows
 from harness.backends.ending import end_tokens, end_tokens_of
+from harness.backends.thinking import thinking_options
 from harness.backends.tokens import (
     Request,
     cut,
@@ -92,6 +93,10 @@ class HFBackend:
     def prompt(self, prompt: str | Sequence[Mapping[str, str]], **options: Any) -> str:
         """The text or messages as the model reads them (``tokens.prompt_text``)."""
         return prompt_text(self.tokenizer, prompt, options)
+
+    def thinking_options(self, wanted: str) -> dict[str, Any]:
+        """What turns thinking "on" or "off" in this model's chat template (``thinking.thinking_options``)."""
+        return thinking_options(self.tokenizer, wanted)
 
     def generate(
         self,

@@ -14,10 +14,11 @@ OPEN_END = "[[the-answer-goes-on-here]]"
 # Prompt tokens decoded along with an answer, because some tokenizers drop the space that begins a text.
 DECODE_CONTEXT = 8
 # Marks around what a model thinks aloud: kept in its text also where its tokenizer calls them special.
-THOUGHT_MARKS = (
-    "<think>", "</think>", "<seed:think>", "</seed:think>", "[THINK]", "[/THINK]", "◁think▷", "◁/think▷",
-    "<|START_THINKING|>", "<|END_THINKING|>", "<|begin_of_thought|>", "<|end_of_thought|>",
-)  # fmt: skip
+THOUGHT_MARKS = {
+    "<think>": "</think>", "<thinking>": "</thinking>", "<thought>": "</thought>", "<reasoning>": "</reasoning>",
+    "<seed:think>": "</seed:think>", "[THINK]": "[/THINK]", "◁think▷": "◁/think▷",
+    "<|START_THINKING|>": "<|END_THINKING|>", "<|begin_of_thought|>": "<|end_of_thought|>",
+}  # fmt: skip
 CHANNEL, CHANNEL_MARKS = "<|channel|>", ("<|start|>", "<|channel|>", "<|message|>", "<|end|>")  # of gpt-oss
 
 
@@ -82,7 +83,8 @@ def thought_marks(tokenizer: Any) -> dict[int, str]:
 
 def thought_mark_names(tokenizer: Any) -> tuple[str, ...]:
     """What marks a thought in texts of this tokenizer."""
-    return THOUGHT_MARKS if _token(tokenizer, CHANNEL) is None else (*THOUGHT_MARKS, *CHANNEL_MARKS)
+    marks = (*THOUGHT_MARKS, *THOUGHT_MARKS.values())
+    return marks if _token(tokenizer, CHANNEL) is None else (*marks, *CHANNEL_MARKS)
 
 
 def _token(tokenizer: Any, text: str) -> int | None:

@@ -19,6 +19,7 @@ import numpy as np
 
 from harness.backends import timed, vllm_guard
 from harness.backends.ending import before_end, end_tokens, end_tokens_of
+from harness.backends.thinking import thinking_options
 from harness.backends.tokens import (
     cut,
     decode,
@@ -150,6 +151,10 @@ class VLLMBackend:
     def prompt(self, prompt: str | Sequence[Mapping[str, str]], **options: Any) -> str:
         """The text or messages as the model reads them (``tokens.prompt_text``)."""
         return prompt_text(self.tokenizer, prompt, options)
+
+    def thinking_options(self, wanted: str) -> dict[str, Any]:
+        """What turns thinking "on" or "off" in this model's chat template (``thinking.thinking_options``)."""
+        return thinking_options(self.tokenizer, wanted)
 
     def generate(
         self,

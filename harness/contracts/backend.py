@@ -88,6 +88,11 @@ class Backend(Protocol):
         """
         ...
 
+    def thinking_options(self, wanted: str) -> dict[str, Any]:
+        """The ``options`` of ``prompt`` for a model that shall think aloud first ("on") or not ("off"); none for
+        "auto". Raises WinnowError where its chat template has no switch for it."""
+        ...
+
     def generate(
         self,
         prompts: Sequence[str],

@@ -1,22 +1,19 @@
 """What a model thinks aloud before it answers, apart from the answer.
 
 The marks are those that model families put around a thought: ``<think>`` (Qwen, DeepSeek, GLM, MiniMax, Hunyuan,
-ERNIE), the analysis channel of gpt-oss, ``[THINK]`` (Mistral), and others of this shape.
+ERNIE), ``[THINK]`` (Mistral) and others of this shape, and the channels of gpt-oss.
 """
 
 import re
 
+from harness.backends.tokens import THOUGHT_MARKS
+
+_OPENS = r"<\|channel\|>(?:analysis|commentary)[^<\n]*<\|message\|>"
+_CLOSES = r"(?:<\|end\|>\s*)?(?:<\|start\|>assistant\s*)?<\|channel\|>final[^<\n]*<\|message\|>"
 # A mark that is quoted stands in a program or in a sentence about marks.
 _MARK = re.compile(
-    r"""(?<!["'`])(?:
-        (?P<opens> <(?:seed:)?(?:think|thinking|thought|reasoning)> | \[THINK\] | ◁think▷
-            | <\|START_THINKING\|> | <\|begin_of_thought\|>
-            | <\|channel\|>(?:analysis|commentary)[^<\n]*<\|message\|> )
-      | (?P<closes> </(?:seed:)?(?:think|thinking|thought|reasoning)> | \[/THINK\] | ◁/think▷
-            | <\|END_THINKING\|> | <\|end_of_thought\|>
-            | (?:<\|end\|>\s*)? (?:<\|start\|>assistant\s*)? <\|channel\|>final[^<\n]*<\|message\|> )
-    )""",
-    re.VERBOSE,
+    rf"""(?<!["'`])(?:(?P<opens>{"|".join([*map(re.escape, THOUGHT_MARKS), _OPENS])})"""
+    rf"""|(?P<closes>{"|".join([*map(re.escape, THOUGHT_MARKS.values()), _CLOSES])}))"""
 )
 
 
