@@ -3,10 +3,11 @@
 Version 1 called the part of a task its domain, and said neither what kind of score one is nor what it is about.
 """
 
+from fnmatch import fnmatchcase
 from typing import Any
 
 GENERATIVE, CHOICE, PERPLEXITY, PROBE = "generative", "choice", "perplexity", "probe"
-# Task -> kind and domain of its scores.
+# Task -> kind and domain of its scores. lm-eval's tasks are parts of a task that may be called anything.
 _TASKS = {
     "code": (GENERATIVE, "code"),
     "math": (GENERATIVE, "math"),
@@ -16,17 +17,25 @@ _TASKS = {
     **dict.fromkeys(("diversity", "generation", "drift", "calibration_error", "consistency", "layers"), (PROBE, "")),
     **dict.fromkeys(("humaneval", "humaneval_plus", "mbpp", "mbpp_plus", "livecodebench"), (GENERATIVE, "code")),
     **dict.fromkeys(("gsm8k", "math_500"), (GENERATIVE, "math")),
-    **dict.fromkeys(("wildbench", "writingbench"), (PROBE, "writing")),  # their length: verdicts are tasks of their own
+    # Their length, a number from 1 to 10 and what is missing are no shares.
+    **dict.fromkeys(
+        (f"{name}{what}" for name in ("wildbench", "writingbench") for what in ("", "_rubric", "_missing")),
+        (PROBE, "writing"),
+    ),
+    **dict.fromkeys(("wildbench_pairwise", "writingbench_pairwise"), (GENERATIVE, "writing")),
     **dict.fromkeys(("wikitext", "c4"), (PERPLEXITY, "language")),
     **dict.fromkeys(("winogrande", "boolq", "hellaswag", "rte", "lambada"), (CHOICE, "language")),
     **dict.fromkeys(("arc_challenge", "arc_easy", "mmlu", "openbookqa", "piqa"), (CHOICE, "knowledge")),
     **dict.fromkeys(("arc_challenge_order", "mmlu_order"), (PROBE, "knowledge")),
 }
-# By metric, of any other task, and where a task has scores of two kinds.
+# By metric, of any other task; and the kind, where a task of choices has a perplexity besides.
 _METRICS = {
-    "acc": CHOICE, "acc_norm": CHOICE, "pass@1": GENERATIVE, "exact_match": GENERATIVE, "perplexity": PERPLEXITY,
-    "word_perplexity": PERPLEXITY, "byte_perplexity": PERPLEXITY, "bits_per_byte": PERPLEXITY,
-}  # fmt: skip
+    "acc*": (CHOICE, "knowledge"),
+    "pass@1": (GENERATIVE, "code"),
+    "exact_match": (GENERATIVE, "knowledge"),
+    "*perplexity": (PERPLEXITY, "language"),
+    "bits_per_byte": (PERPLEXITY, "language"),
+}
 _STRICTER = {"humaneval_plus": "humaneval", "mbpp_plus": "mbpp"}
 
 
@@ -39,9 +48,15 @@ def upgraded_score(score: dict[str, Any]) -> dict[str, Any]:
     """The JSON of a score, of whatever version, as of today."""
     if "kind" in score:
         return score
-    task, metric = score["task"], score["metric"].partition(",")[0]
-    kind, domain = _TASKS.get(task, ("", ""))
-    if not kind or (kind == CHOICE and _METRICS.get(metric) == PERPLEXITY):
-        kind = _METRICS.get(metric, PROBE)
-    said = {"part": score.get("domain", ""), "kind": kind, "domain": domain, "supersedes": _STRICTER.get(task, "")}
+    task, part = score["task"], score.get("domain", "")
+    kind, domain = _kind_and_domain(task, part, score["metric"].partition(",")[0])
+    said = {"part": part, "kind": kind, "domain": domain, "supersedes": _STRICTER.get(task, "")}
     return {key: value for key, value in score.items() if key != "domain"} | said
+
+
+def _kind_and_domain(task: str, part: str, metric: str) -> tuple[str, str]:
+    by_metric, about = next((one for name, one in _METRICS.items() if fnmatchcase(metric, name)), (PROBE, ""))
+    if task not in _TASKS:
+        return by_metric, _TASKS[part][1] if part in _TASKS and about else about
+    kind, domain = _TASKS[task]
+    return (PERPLEXITY if kind == CHOICE and by_metric == PERPLEXITY else kind), domain

@@ -183,7 +183,14 @@ def test_scores_of_before_get_their_kind_and_domain_from_one_table():
     assert old("mmlu", "acc,none", "mmlu") == ("choice", "knowledge", "mmlu", "")
     assert old("lambada", "perplexity,none")[0] == "perplexity" and old("lambada", "acc,none")[0] == "choice"
     assert old("drift", "js", "position 1-1") == ("probe", "", "position 1-1", "")
-    assert old("my_own", "acc_norm")[0] == "choice" and old("my_own", "something")[0] == "probe"
+    assert old("my_own", "acc_norm")[0] == "choice" and old("my_own", "something", "code") == ("probe", "", "code", "")
+    assert old("my_own", "acc_mutual_info") == ("choice", "knowledge", "", "")
+    assert old("my_own", "byte_perplexity,none") == ("perplexity", "language", "", "")
+    assert old("lm_eval", "exact_match,strict-match", "gsm8k") == ("generative", "math", "gsm8k", "")
+    assert old("lm_eval", "exact_match,none", "triviaqa") == ("generative", "knowledge", "triviaqa", "")
+    assert old("lm_eval", "acc,none", "hellaswag") == ("choice", "language", "hellaswag", "")
+    assert old("wildbench", "characters")[0] == old("wildbench_rubric", "score")[0] == "probe"
+    assert old("wildbench_pairwise", "win_rate") == ("generative", "writing", "", "")
     said = {"task": "code", "metric": "pass@1", "kind": "probe", "domain": "x", "part": ""}
     assert upgraded_score(said) == said
 
