@@ -1,7 +1,7 @@
 """What a task is: how it asks a model, and what it gives back."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from harness.contracts.backend import Backend
@@ -10,8 +10,11 @@ from harness.contracts.record import Sample, Score
 
 @dataclass(frozen=True)
 class TaskResult:
+    """``facts``: what a record should say of how it was measured, such as the layers of the sandbox in force."""
+
     scores: list[Score]
     samples: list[Sample]
+    facts: dict[str, Any] = field(default_factory=dict)
 
 
 class Task(Protocol):

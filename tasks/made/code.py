@@ -9,7 +9,7 @@ from harness.contracts.record import Sample
 from harness.contracts.task import ModelTask, TaskResult
 from tasks.reference.items import evaluation_problems
 from tasks.reference.problem import Problem
-from tasks.sandbox.run import Limits, Outcome, Program, run_many, same
+from tasks.sandbox.run import Limits, Outcome, Program, judge_many, layers_in_force, same
 from tasks.scores import share_score
 
 # The body of a function ends where a line starts at the margin, or at a blank line.
@@ -72,12 +72,16 @@ class CodeTask(ModelTask):
         prompts = [problem.prompt for problem in problems]
         answers = backend.generate(prompts, self.max_new_tokens, STOP, progress=f"{self.name}: writing")
         programs = [to_program(problem, answer) for problem, answer in zip(problems, answers, strict=True)]
-        outcomes = run_many(programs, Limits(cpu_seconds=self.cpu_seconds), progress=f"{self.name}: running")
+
+        def judge(place: int, outcome: Outcome) -> tuple[str, int]:
+            return outcome.status, passed_tests(problems[place], outcome)
+
+        judged = judge_many(programs, judge, Limits(cpu_seconds=self.cpu_seconds), f"{self.name}: running")
         samples = []
-        for problem, answer, outcome in zip(problems, answers, outcomes, strict=True):
-            passed, tests = passed_tests(problem, outcome), len(problem.meta["tests"])
+        for problem, answer, (status, passed) in zip(problems, answers, judged, strict=True):
+            tests = len(problem.meta["tests"])
             detail = {
-                "status": outcome.status,
+                "status": status,
                 "passed": passed,
                 "tests": tests,
                 "depth": problem.meta["depth"],
@@ -93,4 +97,5 @@ class CodeTask(ModelTask):
                     prompt=problem.prompt,
                 )
             )
-        return TaskResult([share_score(self.name, "pass@1", [sample.score for sample in samples])], samples)
+        scores = [share_score(self.name, "pass@1", [sample.score for sample in samples])]
+        return TaskResult(scores, samples, {"sandbox": layers_in_force()})

@@ -17,6 +17,7 @@ from harness.contracts.task import ModelTask, TaskResult
 from harness.data.schema import Row
 from tasks.published.items import Benchmark, asks_in_chat, tokens_to_write
 from tasks.published.program_tests import CHECKED, PLUS, entry_point, judge, require_evalplus
+from tasks.sandbox.run import layers_in_force
 from tasks.scores import share_score
 
 # Where a program is over: EvalPlus' marks, beside end-of-text tokens, which the backends know.
@@ -86,6 +87,7 @@ class CodeBenchmark(Benchmark, ModelTask):
     """
 
     kind: ClassVar[str] = "generative"
+    version: ClassVar[int] = 2  # 2: published tests run on what a program returned, not in its process
 
     domain: str = "code"
     max_new_tokens: int = 768
@@ -127,8 +129,15 @@ class CodeBenchmark(Benchmark, ModelTask):
         if plus:
             right = [float(sample.detail["base_right"]) for sample in samples]
             scores.append(share_score(self.name, "base_pass@1", right))
-        supersedes = self.name.removesuffix("_plus") if plus else ""
-        return TaskResult([replace(score, supersedes=supersedes) for score in scores], samples)
+        scores = [replace(score, supersedes=self._supersedes()) for score in scores]
+        return TaskResult(scores, samples, {"sandbox": layers_in_force()})
+
+    def _supersedes(self) -> str:
+        """The task whose answers this one tests more strictly: it is called as this one is without "plus"."""
+        if self.data_set not in PLUS:
+            return ""
+        name = self.name if self.name.endswith("_plus") else self.data_set
+        return name.removesuffix("_plus")
 
     def _sanitized(self, row: Row, answer: str, begun: str) -> str:
         from evalplus.sanitize import sanitize

@@ -15,17 +15,16 @@ pretended.
 """
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
-from typing import Any, ClassVar
+from typing import Any
 
 from harness.contracts.backend import Backend
 from harness.contracts.record import Sample
 from harness.contracts.task import ModelTask, TaskResult
 from harness.data.schema import Row
-from tasks.published.items import Benchmark, asks_in_chat, tokens_to_write
-from tasks.sandbox.run import Failed, Limits, Outcome, Program, run_many
+from tasks.published.generative import Answer, GenerativeBenchmark
+from tasks.sandbox.run import Failed, Limits, Outcome, Program, judge_many, layers_in_force
 from tasks.scores import share_score
 
 DATA_SETS = ("livecodebench",)
@@ -136,48 +135,45 @@ def _same_numbers(a: str, b: str) -> bool:
 
 
 @dataclass(frozen=True)
-class ContestBenchmark(Benchmark, ModelTask):
+class ContestBenchmark(GenerativeBenchmark, ModelTask):
     """``pass@1``: the share of problems whose program passes every test; a sample's score is 1.0 for one that does.
 
-    ``chat``: "auto", true or false (``asks_in_chat``); ``template`` goes to the chat template. ``cpu_seconds``: for all
-    tests of one problem. Raises WinnowError for data that cannot be had, and a sandbox that does not work.
+    ``cpu_seconds``: for all tests of one problem. Raises WinnowError for data that cannot be had, and a sandbox that
+    does not work.
     """
-
-    kind: ClassVar[str] = "generative"
 
     domain: str = "code"
     max_new_tokens: int = 2000
-    chat: bool | str = "auto"
-    template: Mapping[str, Any] = field(default_factory=dict)
     cpu_seconds: int = 60
-
-    def tokens_to_write(self) -> int:
-        return self.longest_answers(self.max_new_tokens)
 
     def run(self, backend: Backend) -> TaskResult:
         self.require(DATA_SETS)
         problems = self.rows()
-        chat = asks_in_chat(backend, self.chat, self.name)
+        chat = self.in_chat(backend)
         prompts = [self._prompt(backend, request(row), chat) for row in problems]
-        length = tokens_to_write(backend, self.max_new_tokens)
-        answers = backend.generate(prompts, length, () if chat else ("\n```",), progress=f"{self.name}: writing")
-        sources = [last_block(answer) if chat else answer for answer in answers]
+        answers = self.answers(backend, prompts, () if chat else ("\n```",))
+        sources = [last_block(one.answer) if chat else one.answer for one in answers]
         limits = Limits(self.cpu_seconds, 3.0 * self.cpu_seconds + 5, memory_bytes=2**31, output_bytes=2**24)
         programs = [program_for(row, source) for row, source in zip(problems, sources, strict=True)]
-        outcomes = run_many(programs, limits, f"{self.name}: running")
-        samples = [self._sample(*one) for one in zip(problems, prompts, answers, sources, outcomes, strict=True)]
-        return TaskResult([share_score(self.name, "pass@1", [sample.score for sample in samples])], samples)
+
+        def sample(place: int, outcome: Outcome) -> Sample:
+            return self._sample(problems[place], answers[place], sources[place], outcome)
+
+        samples = judge_many(programs, sample, limits, f"{self.name}: running")
+        scores = [share_score(self.name, "pass@1", [sample.score for sample in samples])]
+        result = TaskResult(scores, samples, {"sandbox": layers_in_force()})
+        return self.with_truncated(result, problems, answers)
 
     def _prompt(self, backend: Backend, text: str, chat: bool) -> str:
         if chat:
-            return backend.prompt([{"role": "user", "content": text}], **self.template)
+            return self.asked_in_chat(backend, [{"role": "user", "content": text}])
         return backend.prompt(f"{text}```python\n")
 
-    def _sample(self, row: Row, prompt: str, answer: str, source: str, outcome: Outcome) -> Sample:
+    def _sample(self, row: Row, answer: Answer, source: str, outcome: Outcome) -> Sample:
         count, tests = passed(row, outcome), len(row["tests"])
         detail = {
             "status": outcome.status, "passed": count, "tests": tests, "program": source,
-            "difficulty": row["difficulty"],
+            "difficulty": row["difficulty"], **answer.detail(),
         }  # fmt: skip
         right = float(tests > 0 and count == tests)
-        return Sample(self.name, row["id"], right, 1.0, "code", answer, detail, prompt)
+        return Sample(self.name, row["id"], right, 1.0, "code", answer.text, detail, answer.prompt)
