@@ -7,7 +7,7 @@ import random
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -36,7 +36,8 @@ class LmEvalTask(ModelTask):
 
     ``include_path``: a folder of task YAML files, used instead of lm-eval's own. ``num_fewshot``: None keeps the
     tasks' own; a task that says 0 keeps it always. ``limit``: items a task. ``seed`` is of few-shot examples, sampling
-    and bootstrap intervals.
+    and bootstrap intervals. ``domains`` says what tasks are about (lm-eval task -> domain); of others ``domain`` does,
+    or else ``tasks.published.domains``.
 
     The part of a score, and the domain of a sample, is the lm-eval task (or group). A metric has lm-eval's name, with
     its filter after a comma unless it is "none". A sample's score is its first metric, on which cells can be paired;
@@ -59,6 +60,7 @@ class LmEvalTask(ModelTask):
     chat_template: bool = False
     seed: int = 0
     domain: str = ""
+    domains: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if isinstance(self.tasks, str) or not self.tasks:
@@ -78,6 +80,12 @@ class LmEvalTask(ModelTask):
             tasks = self._load()["tasks"].values()
         writing = [task for task in tasks if task.get_config("output_type") == "generate_until"]
         return sum(self._documents(task) * _max_tokens(task.get_config("generation_kwargs")) for task in writing)
+
+    def items_content(self) -> list[Any]:
+        """Of each of lm-eval's tasks what its YAML says, and the documents that it asks."""
+        with _quiet():
+            tasks = self._load()["tasks"]
+        return [[name, task.dump_config(), list(task.eval_docs)[: self.limit]] for name, task in sorted(tasks.items())]
 
     def _documents(self, task: Any) -> int:
         return min(len(task.eval_docs), self.limit or len(task.eval_docs))
@@ -113,7 +121,10 @@ class LmEvalTask(ModelTask):
             kind = "generative"
         else:
             kind = "perplexity" if _is_perplexity(aggregate) else "choice"
-        return replace(score, kind=kind, domain=self.domain or domain_of(score.part))
+        return replace(score, kind=kind, domain=self._domain_of(score.part))
+
+    def _domain_of(self, name: str) -> str:
+        return self.domains.get(name) or self.domain or domain_of(name)
 
     def _load(self) -> Any:
         """lm-eval's task and group objects. Raises WinnowError."""
@@ -210,7 +221,7 @@ class LmEvalTask(ModelTask):
                 found[(name, key)] = Score(
                     self.name, _metric_name(metric, filter_name), float(value), sum(part.n for part in parts),
                     float(value) - low, float(value) + high, name, _higher_is_better(results, name, metric),
-                    parts[0].kind, self.domain or domain_of(name),
+                    parts[0].kind, self._domain_of(name),
                 )  # fmt: skip
         return found
 

@@ -9,7 +9,7 @@ uncompressed model, in both orders; a win or a loss is one that both orders agre
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from statistics import fmean
 from typing import Any, ClassVar
@@ -18,9 +18,9 @@ from harness.contracts.backend import Backend
 from harness.contracts.record import Sample, Score
 from harness.contracts.task import BesideTask, TaskResult
 from harness.data.schema import Row
-from tasks.published.items import Benchmark, asks_in_chat, tokens_to_write
+from tasks.published.generative import GenerativeBenchmark
 from tasks.published.judge import Judge, Question, Verdict
-from tasks.scores import mean_score, share_score
+from tasks.scores import mean_score, share_score, text_of
 
 log = logging.getLogger(__name__)
 
@@ -130,13 +130,13 @@ class Judgement:
 
 
 @dataclass(frozen=True)
-class JudgedWritingTask(Benchmark, BesideTask):
+class JudgedWritingTask(GenerativeBenchmark, BesideTask):
     """Texts for the prompts of ``data_set``, and what ``judge`` says of them; without a judge, the texts alone.
 
     The samples of task ``name`` hold the texts and, in their detail, each question to the judge and its raw replies;
     their score is the number of characters. Those of ``name_rubric`` and ``name_pairwise`` hold the values of the items
-    that have a verdict: 1 to 10; 1 for a win, 0.5 for a tie, 0 for a loss. An item without a valid verdict is in
-    neither: ``name_missing`` counts it.
+    that have a verdict: its number from 1 to 10 as a share (0 to 1), which is what averages over tasks take; 1 for a
+    win, 0.5 for a tie, 0 for a loss. An item without a valid verdict is in neither: ``name_missing`` counts it.
 
     An empty text is not for the judge to say: it has the lowest number, and loses against any other. Texts that are the
     same tie, without being asked either. ``chat``: "auto", true or false (``asks_in_chat``); ``template`` goes to the
@@ -144,6 +144,7 @@ class JudgedWritingTask(Benchmark, BesideTask):
     """
 
     kind: ClassVar[str] = "generative"
+    version: ClassVar[int] = 2  # 2: the samples of a rubric are shares
 
     domain: str = "writing"
     chat: bool | str = "auto"
@@ -162,22 +163,21 @@ class JudgedWritingTask(Benchmark, BesideTask):
             self.judge.check()
         else:
             log.warning("%s: its texts are written and not judged, since there is no judge (judge=openai)", self.name)
-        prompts = self._prompts(backend, rows)
-        length = tokens_to_write(backend, self.max_new_tokens)
-        texts = backend.generate(prompts, length, progress=f"{self.name}: writing")
+        answers = self.answers(backend, self._prompts(backend, rows))
+        texts = [one.answer for one in answers]
         kinds = {kind: self._judged(kind, plans) for kind, plans in self._plans(rows, texts, baseline).items()}
         scores = [replace(mean_score(self.name, "characters", [len(text) for text in texts], self.seed), kind="probe")]
         written = [
             Sample(
                 self.name,
                 row["id"],
-                float(len(text)),
+                float(len(one.answer)),
                 domain="writing",
-                output=text,
-                detail={kind: judged[place].detail for kind, judged in kinds.items()},
-                prompt=prompts[place],
+                output=one.text,
+                detail={kind: judged[place].detail for kind, judged in kinds.items()} | one.detail(),
+                prompt=one.prompt,
             )
-            for place, (row, text) in enumerate(zip(rows, texts, strict=True))
+            for place, (row, one) in enumerate(zip(rows, answers, strict=True))
         ]
         for kind, judged in kinds.items():
             own, found = self._scored(f"{self.name}_{kind}", kind, rows, judged)
@@ -185,13 +185,13 @@ class JudgedWritingTask(Benchmark, BesideTask):
             written += found
         if kinds:
             scores.append(self._missing(kinds))
-        return TaskResult(scores, written)
+        return self.with_truncated(TaskResult(scores, written), rows, answers)
 
     def _prompts(self, backend: Backend, rows: Sequence[Row]) -> list[str]:
         asked = [row["prompt"] for row in rows]
-        if not asks_in_chat(backend, self.chat, self.name):
+        if not self.in_chat(backend):
             return [backend.prompt(prompt) for prompt in asked]
-        return [backend.prompt([{"role": "user", "content": prompt}], **self.template) for prompt in asked]
+        return [self.asked_in_chat(backend, [{"role": "user", "content": prompt}]) for prompt in asked]
 
     def _plans(
         self, rows: Sequence[Row], texts: Sequence[str], baseline: Sequence[Sample] | None
@@ -202,7 +202,7 @@ class JudgedWritingTask(Benchmark, BesideTask):
         items = list(zip(rows, texts, strict=True))
         plans: dict[str, list[Plan | None]] = {"rubric": [rubric_plan(row, text) for row, text in items]}
         if baseline is not None:
-            theirs = {sample.item: sample.output for sample in baseline if sample.task == self.name}
+            theirs = {sample.item: text_of(sample) for sample in baseline if sample.task == self.name}
             plans["pairwise"] = [
                 pairwise_plan(row, text, theirs[row["id"]]) if row["id"] in theirs else None for row, text in items
             ]
@@ -231,7 +231,6 @@ class JudgedWritingTask(Benchmark, BesideTask):
         if not values:
             return [], []
         if kind == "rubric":
-            # Averages over tasks need a share: 0 for the lowest number, 1 for the highest.
             shares = [(value - LOWEST) / (HIGHEST - LOWEST) for value in values]
             samples = [
                 Sample(task, item, share, domain="writing") for (item, _), share in zip(known, shares, strict=True)
@@ -245,9 +244,7 @@ class JudgedWritingTask(Benchmark, BesideTask):
             share_score(task, "losses", [float(value == LOSS) for value in values]),
         ]
         agreed = [one.detail["agreed"] for one in judged if "agreed" in one.detail]
-        scores += [share_score(task, "consistency", agreed)] if agreed else []
-        # Against the uncompressed model, which has no such score itself: no part of an average.
-        return [replace(score, kind="probe") for score in scores], samples
+        return scores + ([share_score(task, "consistency", agreed)] if agreed else []), samples
 
     def _missing(self, kinds: Mapping[str, Sequence[Judgement]]) -> Score:
         """How many of the verdicts that were due are missing: a count, exact, so that its interval is itself."""

@@ -106,13 +106,14 @@ def test_rubric_and_pairwise_verdicts_become_scores(root: str) -> None:
     found = scores(result)
     assert found["poems_rubric score"].value == pytest.approx(5.75)
     low, high = wilson(4, 4)
-    assert found["poems_pairwise win_rate"] == Score("poems_pairwise", "win_rate", 1.0, 4, low, high, kind="probe")
+    assert found["poems_pairwise win_rate"] == Score("poems_pairwise", "win_rate", 1.0, 4, low, high)
     assert found["poems_pairwise wins"].value == found["poems_pairwise consistency"].value == 1.0
     assert found["poems_pairwise losses"].value == 0.0
     missing = Score("poems_missing", "verdicts", 0, 8, 0, 0, higher_is_better=False, kind="probe")
     assert found["poems_missing verdicts"] == missing
     assert found["poems_rubric share"].value == pytest.approx((5.75 - 1) / 9)
-    assert {name for name, score in found.items() if score.kind != "probe"} == {"poems_rubric share"}
+    probes = {"poems characters", "poems_rubric score", "poems_missing verdicts"}
+    assert {name for name, score in found.items() if score.kind == "probe"} == probes
 
 
 def test_questions_and_raw_replies_are_kept(root: str) -> None:

@@ -20,6 +20,7 @@ from harness.contracts.backend import Sampling
 from harness.contracts.record import Record, Score
 from harness.errors import WinnowError
 from harness.records.store import RecordStore
+from tasks.published.domains import domain_of
 from tasks.published.lm_eval_task import LmEvalTask, _interval
 from tests.tiny import byte_tokenizer, save_tiny, tiny_model
 
@@ -249,6 +250,28 @@ def test_exact_match_with_filters_by_hand(backend: HFBackend, folder: str) -> No
     assert exact["lower"].value == pytest.approx(1 / 3) and exact["lower"].n == 3
     assert [sample.score for sample in result.samples] == as_written
     assert result.samples[1].detail["metrics"]["exact_match,lower"] == 1.0
+
+
+def test_kinds_are_those_of_what_lm_eval_asks_and_domains_may_be_given(backend: HFBackend, folder: str) -> None:
+    def said(**options: Any) -> set[tuple[str, str, str]]:
+        scores = LmEvalTask("lm", ("both", "rolling", "write"), folder, **options).run(backend).scores
+        return {(score.part, score.kind, score.domain) for score in scores}
+
+    choices = {(name, "choice", "knowledge") for name in ("choice", "more", "both")}
+    about = {"rolling": "language", "write": "code"}
+    assert said(domains=about) == choices | {("rolling", "perplexity", "language"), ("write", "generative", "code")}
+    assert {domain for *_, domain in said(domain="law")} == {"law"}
+
+
+@pytest.mark.parametrize(
+    ("name", "domain"),
+    [
+        ("gsm8k_cot", "math"), ("minerva_math_algebra", "math"), ("lambada_openai", "language"), ("humaneval", "code"),
+        ("mmlu_college_mathematics", "knowledge"), ("mathematical", "knowledge"), ("c4", "language"),
+    ],
+)  # fmt: skip
+def test_known_sets_have_their_domain_and_others_are_about_knowledge(name: str, domain: str) -> None:
+    assert domain_of(name) == domain
 
 
 @pytest.mark.parametrize("max_length", [2048, 34])
