@@ -5,8 +5,16 @@ from collections.abc import Sequence
 
 from harness.contracts import intervals
 from harness.contracts.backend import LogLikelihood
-from harness.contracts.record import Score
+from harness.contracts.record import Sample, Score
 from harness.errors import BrokenModel
+
+# In a sample's detail, where its output holds a thought: the output without it.
+WITHOUT_THOUGHT = "without_thought"
+
+
+def text_of(sample: Sample) -> str:
+    """What the model answered: its output without a thought."""
+    return str(sample.detail.get(WITHOUT_THOUGHT, sample.output))
 
 
 def share_score(task: str, metric: str, outcomes: Sequence[float], part: str = "") -> Score:

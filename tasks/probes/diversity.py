@@ -9,7 +9,7 @@ from typing import ClassVar
 from harness.contracts import intervals
 from harness.contracts.record import Sample, Score
 from harness.contracts.task import SamplesTask, TaskResult
-from tasks.scores import mean_score
+from tasks.scores import mean_score, text_of
 
 WORD = re.compile(r"\w+|[^\w\s]")
 SOURCES = ("code", "math", "writing")
@@ -70,7 +70,7 @@ class DiversityTask(SamplesTask):
             score
             for source in ("", *found)
             for n in self.orders
-            for score in self._scores([s.output for s in written if source in ("", s.task)], n, source)
+            for score in self._scores([text_of(s) for s in written if source in ("", s.task)], n, source)
         ]
         return TaskResult(scores, [own for sample in written if (own := self._sample(sample)) is not None])
 
@@ -86,7 +86,7 @@ class DiversityTask(SamplesTask):
         return scores
 
     def _sample(self, sample: Sample) -> Sample | None:
-        values = {str(n): value for n in self.orders if (value := diversity(sample.output, n)) is not None}
+        values = {str(n): value for n in self.orders if (value := diversity(text_of(sample), n)) is not None}
         if not values:
             return None
         return Sample(self.name, sample.item, sum(values.values()) / len(values), domain=sample.task, detail=values)

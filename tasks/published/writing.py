@@ -139,21 +139,14 @@ class JudgedWritingTask(GenerativeBenchmark, BesideTask):
     win, 0.5 for a tie, 0 for a loss. An item without a valid verdict is in neither: ``name_missing`` counts it.
 
     An empty text is not for the judge to say: it has the lowest number, and loses against any other. Texts that are the
-    same tie, without being asked either. ``chat``: "auto", true or false (``asks_in_chat``); ``template`` goes to the
-    chat template, such as {enable_thinking: false}.
+    same tie, without being asked either. Texts are compared and measured without their thoughts.
     """
 
-    kind: ClassVar[str] = "generative"
     version: ClassVar[int] = 2  # 2: the samples of a rubric are shares
 
     domain: str = "writing"
-    chat: bool | str = "auto"
-    template: dict[str, Any] = field(default_factory=dict)
     max_new_tokens: int = 2048
     judge: Judge | None = None
-
-    def tokens_to_write(self) -> int:
-        return self.longest_answers(self.max_new_tokens)
 
     def run_against(self, backend: Backend, samples: Sequence[Sample], baseline: Sequence[Sample] | None) -> TaskResult:
         """Raises WinnowError for a data set that is not there, and for a judge that refuses to be asked."""

@@ -26,11 +26,14 @@ class ScriptedBackend:
             return prompt
         return "".join(f"[{message['role']}]{message['content']}" for message in prompt)
 
+    def thinking_options(self, wanted: str) -> dict[str, object]:
+        return {} if wanted == "auto" else {"enable_thinking": wanted == "on"}
+
     def generate(
         self, prompts: Sequence[str], max_new_tokens: int, stop: Sequence[str] = (), progress: str = ""
     ) -> list[str]:
         self.calls.append((progress, len(prompts)))
-        self.stop = tuple(stop)
+        self.stop, self.max_new_tokens = tuple(stop), max_new_tokens
         answers = []
         for prompt in prompts:
             text = self.write(prompt)

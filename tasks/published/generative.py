@@ -1,0 +1,108 @@
+"""What the published tasks that write share: how a model is asked, whether it thinks first, and what it answered."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+from harness.backends.thinking import opened_thought
+from harness.backends.tokens import cut
+from harness.contracts.backend import Backend
+from harness.contracts.record import Sample
+from harness.contracts.task import TaskResult
+from harness.data.schema import Row
+from harness.errors import WinnowError
+from tasks.published.items import Benchmark, asks_in_chat, tokens_to_write
+from tasks.published.thought import split_thought
+from tasks.scores import WITHOUT_THOUGHT, share_score
+
+THINKING = ("auto", "on", "off")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """``text``: all that was written after ``prompt``; ``answer``: what of it is no thought, nothing where it is
+    ``truncated``, which ends inside a thought; ``thinks``: the task's answers hold thoughts or may."""
+
+    prompt: str
+    text: str
+    answer: str
+    truncated: bool = False
+    thinks: bool = False
+
+    def detail(self) -> dict[str, Any]:
+        """What a sample says of the thought; nothing where there is none."""
+        return {WITHOUT_THOUGHT: self.answer, "truncated": self.truncated} if self.thinks else {}
+
+
+@dataclass(frozen=True)
+class GenerativeBenchmark(Benchmark):
+    """A benchmark whose answers are written, greedily, in up to ``max_new_tokens`` tokens.
+
+    ``chat``: "auto", true or false (``asks_in_chat``); ``template`` goes to the chat template. ``thinking``: "on" or
+    "off" sets the template's own switch, over ``template``; "auto" leaves it as it is. Where the model is told to think
+    first, or its template opens a thought, ``thinking_tokens`` more may be written, and stop strings count behind the
+    thought alone. A text that ends inside its thought has no answer.
+    """
+
+    kind: ClassVar[str] = "generative"
+
+    max_new_tokens: int = 1024
+    chat: bool | str = "auto"
+    template: Mapping[str, Any] = field(default_factory=dict)
+    thinking: bool | str = "auto"  # YAML reads on and off as true and false
+    thinking_tokens: int = 8192
+
+    def __post_init__(self) -> None:
+        if self.thinking_mode not in THINKING:
+            raise WinnowError(f"{self.name}: thinking={self.thinking}: choose {', '.join(THINKING)}")
+        if isinstance(self.thinking_tokens, bool) or not self.thinking_tokens >= 0:
+            raise WinnowError(f"{self.name}: thinking_tokens={self.thinking_tokens}: choose 0 or more")
+
+    @property
+    def thinking_mode(self) -> str:
+        if isinstance(self.thinking, bool):
+            return "on" if self.thinking else "off"
+        return self.thinking
+
+    def tokens_to_write(self) -> int:
+        thought = self.thinking_tokens if self.thinking_mode == "on" else 0
+        return self.longest_answers(self.max_new_tokens + thought)
+
+    def in_chat(self, backend: Backend) -> bool:
+        """Raises WinnowError as ``asks_in_chat``, and where thinking is to be set without a template."""
+        chat = asks_in_chat(backend, self.chat, self.name)
+        if not chat and self.thinking_mode != "auto":
+            raise WinnowError(
+                f"{self.name}: thinking={self.thinking_mode} is for models that are asked in chat: take thinking=auto"
+            )
+        return chat
+
+    def asked_in_chat(self, backend: Backend, messages: Sequence[Mapping[str, str]]) -> str:
+        """The prompt in the model's chat template. Raises WinnowError where that has no switch for ``thinking``."""
+        return backend.prompt(messages, **(dict(self.template) | backend.thinking_options(self.thinking_mode)))
+
+    def answers(self, backend: Backend, prompts: Sequence[str], stop: Sequence[str] = ()) -> list[Answer]:
+        """What the model writes after each prompt, and the answers in it, which end before a stop string."""
+        told = self.thinking_mode == "on" or any(map(opened_thought, prompts))
+        length = tokens_to_write(backend, self.max_new_tokens + self.thinking_tokens * told)
+        texts = backend.generate(prompts, length, () if told else stop, progress=f"{self.name}: writing")
+        found = []
+        for prompt, text in zip(prompts, texts, strict=True):
+            thought, answer, truncated = split_thought(opened_thought(prompt) + text)
+            said = "" if truncated else cut(answer, stop)
+            found.append(Answer(prompt, text, said, truncated, told or truncated or bool(thought)))
+        thinks = any(answer.thinks for answer in found)
+        return [replace(answer, thinks=thinks) for answer in found]
+
+    def with_truncated(self, result: TaskResult, rows: Sequence[Row], answers: Sequence[Answer]) -> TaskResult:
+        """The result and, where thoughts occur, the share of answers that end inside one, as a task ``name_truncated``
+        with samples of its own."""
+        if not any(answer.thinks for answer in answers):
+            return result
+        task = f"{self.name}_truncated"
+        cut_short = [float(answer.truncated) for answer in answers]
+        samples = [Sample(task, row["id"], one, domain=self.domain) for row, one in zip(rows, cut_short, strict=True)]
+        score = replace(share_score(task, "truncated", cut_short), kind="probe", higher_is_better=False)
+        said = {"mode": self.thinking_mode, "tokens": self.thinking_tokens}
+        facts = result.facts | {f"thinking of {self.name}": said}
+        return TaskResult([*result.scores, score], [*result.samples, *samples], facts)
