@@ -18,7 +18,8 @@ from typing import Any
 
 WORK = "/winnow-work"  # the scratch folder in a root of its own
 CLONE_NEWNS = 0x20000
-MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_BIND, MS_REC, MS_PRIVATE = 2, 4, 8, 1 << 12, 1 << 14, 1 << 18
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT, MS_NOATIME, MS_NODIRATIME = 1, 2, 4, 8, 1 << 5, 1 << 10, 1 << 11
+MS_BIND, MS_REC, MS_PRIVATE, MS_RELATIME, ST_RELATIME = 1 << 12, 1 << 14, 1 << 18, 1 << 21, 1 << 12
 MNT_DETACH, AT_FDCWD, AT_RECURSIVE, MOUNT_ATTR_RDONLY = 2, -100, 0x8000, 1
 PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
 MOUNT_SETATTR, LANDLOCK_CREATE, LANDLOCK_ADD, LANDLOCK_RESTRICT = 442, 444, 445, 446
@@ -83,7 +84,7 @@ def enter_own_root(libc: Any, places: Sequence[str], hidden: Sequence[str]) -> b
         os.chdir("/")
     except OSError:
         if covered:
-            libc.umount2(top.encode(), MNT_DETACH)
+            libc.umount2(os.fsencode(top), MNT_DETACH)
         os.chdir(top)
         return False
     finally:
@@ -96,6 +97,7 @@ def _furnish(libc: Any, top: str, sources: dict[str, int], hidden: Sequence[str]
     empty = os.path.join(top, "empty")
     os.mkdir(empty)
     os.mkdir(top + WORK)
+    mounted = [top]
     for path, descriptor in sorted(sources.items()):
         target = top + path
         if os.path.exists(target):
@@ -106,11 +108,18 @@ def _furnish(libc: Any, top: str, sources: dict[str, int], hidden: Sequence[str]
         else:
             os.close(os.open(target, os.O_CREAT | os.O_WRONLY))
         _mount(libc, f"/proc/self/fd/{descriptor}", target, MS_BIND | MS_REC)
+        mounted.append(target)
     for path in hidden:
         if os.path.isdir(top + path):
             _mount(libc, empty, top + path, MS_BIND)
     attributes = struct.pack("QQQQ", MOUNT_ATTR_RDONLY, 0, 0, 0)
-    _check(libc.syscall(MOUNT_SETATTR, AT_FDCWD, top.encode(), AT_RECURSIVE, attributes, ctypes.c_size_t(32)))
+    if libc.syscall(MOUNT_SETATTR, AT_FDCWD, os.fsencode(top), AT_RECURSIVE, attributes, ctypes.c_size_t(32)) != 0:
+        # Before Linux 5.12 each has to be mounted anew, with the flags that it has.
+        for target in mounted:
+            flags = os.statvfs(target).f_flag
+            kept = flags & (MS_NOSUID | MS_NODEV | MS_NOEXEC | MS_NOATIME | MS_NODIRATIME)
+            kept |= MS_RELATIME if flags & ST_RELATIME else 0
+            _mount(libc, None, target, MS_REMOUNT | MS_BIND | MS_RDONLY | kept)
 
 
 def _mount(libc: Any, source: str | None, target: str, flags: int, options: str = "") -> None:
