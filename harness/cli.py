@@ -22,6 +22,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from harness.cells.settings import is_folder_name, meanings_text
 from harness.cells.sweep import (
     failures,
     job_count,
@@ -46,11 +47,12 @@ def _scratch() -> tempfile.TemporaryDirectory[str]:
 
 
 def logs_folder(output_dir: str, dry_run: bool) -> str:
-    """Where Hydra's own files go: a dry run leaves none."""
-    return _scratch().name if dry_run else f"{output_dir}/logs"
+    """Where Hydra's own files go, before the settings are checked: a dry run leaves none, nor does one into nowhere."""
+    return _scratch().name if dry_run or not is_folder_name(output_dir) else f"{output_dir}/logs"
 
 
 OmegaConf.register_new_resolver("logs_folder", logs_folder, replace=True)
+OmegaConf.register_new_resolver("meanings", meanings_text, replace=True)
 
 
 @hydra.main(version_base="1.3", config_path="pkg://conf", config_name="config")
@@ -59,7 +61,7 @@ def run(config: DictConfig) -> None:
     from harness.cells.run import run_cell  # here, so that --help and a misspelt option need no torch
 
     logging.captureWarnings(True)
-    job, root = HydraConfig.get(), Path(config.output_dir)
+    job = HydraConfig.get()
     if config.dry_run:
         from harness.cells.dry_run import show
 
@@ -71,13 +73,13 @@ def run(config: DictConfig) -> None:
     if job.mode == RunMode.RUN:
         explicit = any(override.startswith("output_dir=") for override in job.overrides.task)
         try:
-            show_record(run_cell(config, publish=explicit), root)
+            show_record(run_cell(config, publish=explicit), Path(config.output_dir))
         except Exception as error:
             fail(error)  # here, because Hydra would print a line of its own first
         return
     log.info("[%d/%d] %s", int(job.job.num) + 1, job_count(this_sweep()), job.job.override_dirname)
     try:
-        stored = show_record(run_cell(config, also=statistics_of_sweep()), root)
+        stored = show_record(run_cell(config, also=statistics_of_sweep()), Path(config.output_dir))
         note_finished(this_sweep(), int(job.job.num), job.job.override_dirname, stored)
     except Exception as error:
         # One broken cell must not end a night's sweep; `main` lists the failures and fails at the end.

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from harness.errors import WinnowError
 from harness.files import write_files
-from harness.records.migrate import migrate
 from reports.claims import report as claims_report
 from reports.figures import drift as drift_figures
 from reports.figures import scores as figures
@@ -91,6 +90,8 @@ def _migrate(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser("winnow-report migrate", description=_MIGRATION)
     parser.add_argument("folder", metavar="FOLDER", type=Path, help="the output_dir of a sweep, e.g. results/demo")
     options = parser.parse_args(arguments)
+    from harness.cells.migrate import migrate  # what cells are made of needs torch, which no report does
+
     try:
         changed, found = migrate(options.folder)
     except WinnowError as error:

@@ -7,29 +7,35 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from harness.backends.choice import choose
 from harness.calibration.collect import wanted_statistics
+from harness.calibration.tokens import TokenSequence, tokenize
+from harness.cells.check import check_settings, make
+from harness.cells.contents import contents_of
 from harness.checkpoints.check import check_checkpoint
 from harness.checkpoints.config import read_config
-from harness.checkpoints.fingerprint import model_fingerprint
 from harness.checkpoints.footprint import anatomy_of_folder
 from harness.checkpoints.hub import resolve_checkpoint
+from harness.checkpoints.load import check_device
 from harness.checkpoints.packed_weights import SECTION as QUANTIZED
 from harness.checkpoints.quantize import Quantization
 from harness.checkpoints.skipping import SECTION as SKIPPING
 from harness.checkpoints.skipping import Skip
+from harness.checkpoints.tokenizer import load_tokenizer
 from harness.contracts.method import Method, Schedule
 from harness.contracts.shape import MoeShape
 from harness.contracts.statistics import SAMPLED
 from harness.contracts.task import Task
+from harness.data.corpora import load_documents
+from harness.data.rows import Document
 from harness.data.suites import with_data
 from harness.errors import WinnowError
 from harness.families.family import Family
 from harness.families.table import family_of
-from harness.records.identity import identified
+from harness.records.describe import versions
+from harness.records.identity import identified, identity
 from harness.reference import MODEL_FOLDER
 
 log = logging.getLogger(__name__)
@@ -39,15 +45,18 @@ log = logging.getLogger(__name__)
 class Cell:
     """A cell that is ready to run: nothing of it has been computed, but everything cheap has been checked.
 
-    ``description`` is what its record says of it, ``baseline`` that of the uncompressed model's record. ``statistics``
-    are collected for it; ``shape`` bounds its plan; ``rounds`` holds the exact ratio of each round.
+    ``description`` is what its record says of it, ``baseline`` that of the uncompressed model's record. ``contents``
+    holds the fingerprints of what it reads, ``sequences`` the tokens of its calibration text. ``statistics`` are
+    collected for it; ``shape`` bounds its plan; ``rounds`` holds the exact ratio of each round.
     """
 
     config: dict[str, Any]
     description: dict[str, Any]
     baseline: dict[str, Any]
     model: Path
-    fingerprint: str
+    contents: dict[str, str]
+    documents: list[Document]
+    sequences: list[TokenSequence]
     method: Method
     shape: MoeShape
     statistics: frozenset[str]
@@ -72,6 +81,13 @@ class Cell:
         return bool(self.method.requires) or self.skip is not None
 
     @property
+    def identity(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What decides its numbers, and those of its baseline."""
+        return identity(
+            self.description, self.config, self.contents, self.method.version, self.task_versions, versions()
+        )
+
+    @property
     def task_versions(self) -> dict[str, str]:
         return task_versions(self.tasks)
 
@@ -84,17 +100,18 @@ def prepare(config: DictConfig, also: frozenset[str] = frozenset()) -> Cell:
     Raises WinnowError for what does not fit.
     """
     plain = resolved(config)
+    check_device(config.model.device)
     folder = resolve_checkpoint(config.model.path)
     model_config = read_config(folder)
     family = family_of(model_config)
     if QUANTIZED in model_config:
         raise WinnowError(f"{folder} is quantised already: give the unquantised model, and what it shall become")
     check_checkpoint(folder, family, model_config)
-    method: Method = instantiate(config.method)
+    method: Method = make(config.method, "method", Method)
     quantization, skip = _stages(config, folder, family, model_config)
     shape = family.shape(limits(config, method, family, model_config))
     ratio = method.check(shape, config.ratio)
-    schedule: Schedule = instantiate(config.schedule)
+    schedule: Schedule = make(config.schedule, "schedule", Schedule)
     schedule.check(method, shape, ratio)
     plain["suite"] = with_data(plain["suite"])
     tasks = tasks_of(plain)
@@ -115,14 +132,17 @@ def prepare(config: DictConfig, also: frozenset[str] = frozenset()) -> Cell:
         said["schedule"] = f"{schedule.name}-{schedule.rounds}"
     if skip is not None:
         said["skip"] = skip.label
-    fingerprint = model_fingerprint(folder)
-    description, baseline = identified(said, plain, fingerprint, method.version, task_versions(tasks))
+    documents, sequences = corpus_of(plain, folder) if reads_text else ([], [])
+    contents = contents_of(folder, method, tasks, sequences)
+    description, baseline = identified(said, plain, contents, method.version, task_versions(tasks), versions())
     return Cell(
         config=plain,
         description=description,
         baseline=baseline,
         model=folder,
-        fingerprint=fingerprint,
+        contents=contents,
+        documents=documents,
+        sequences=sequences,
         method=method,
         shape=shape,
         statistics=wanted_statistics(plain["calibration"]["statistics"], method.requires, also),
@@ -135,19 +155,29 @@ def prepare(config: DictConfig, also: frozenset[str] = frozenset()) -> Cell:
     )
 
 
+def corpus_of(plain: Mapping[str, Any], folder: Path) -> tuple[list[Document], list[TokenSequence]]:
+    """The calibration text, and its tokens by the tokenizer in ``folder``. Raises WinnowError as they do."""
+    settings = plain["calibration"]
+    documents = load_documents(settings["corpus"])
+    names = ("max_length", "packing", "chat_template", "max_blocks", "bos")
+    return documents, tokenize(documents, load_tokenizer(folder), *(settings[name] for name in names))
+
+
 def resolved(config: DictConfig, within: str = "") -> dict[str, Any]:
     """The configuration as plain data. Raises WinnowError for settings (those that start with ``within``) without a
-    value."""
+    value, and for those that cannot be."""
     missing = sorted(key for key in OmegaConf.missing_keys(config) if key.startswith(within))
     if missing:
         raise WinnowError(f"settings without a value: {', '.join(missing)}; give them as {missing[0]}=...")
     plain: Any = OmegaConf.to_container(config, resolve=True)
+    check_settings(plain)
     return plain
 
 
 def tasks_of(plain: Mapping[str, Any]) -> dict[str, Task]:
     """The tasks of the suite in a resolved configuration, by the suite's names. Raises WinnowError as they do."""
-    return {name: instantiate(node, _convert_="all") for name, node in plain["suite"]["tasks"].items()}
+    suite = plain["suite"]["tasks"]
+    return {name: make(node, f"suite.tasks.{name}", Task, _convert_="all") for name, node in suite.items()}
 
 
 def task_versions(tasks: Mapping[str, Task]) -> dict[str, str]:
@@ -158,10 +188,12 @@ def _stages(
     config: DictConfig, folder: Path, family: Family, model_config: Mapping[str, Any]
 ) -> tuple[Quantization | None, Skip | None]:
     """What is done besides the method. Raises WinnowError where the model cannot have it."""
-    quantization: Quantization | None = None if config.quantize.name == "none" else instantiate(config.quantize)
+    quantization: Quantization | None = None
+    if config.quantize.name != "none":
+        quantization = make(config.quantize, "quantize", Quantization)
     if quantization is not None:
         quantization.check(family, model_config)
-    skip: Skip | None = None if config.skip.name == "none" else instantiate(config.skip)
+    skip: Skip | None = None if config.skip.name == "none" else make(config.skip, "skip", Skip)
     if skip is not None:
         skip.check(family.top_k(model_config))
         if SKIPPING in model_config:

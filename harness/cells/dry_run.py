@@ -20,11 +20,11 @@ from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from harness.backends.choice import choose
 from harness.calibration.collect import wanted_statistics
+from harness.cells.check import make
 from harness.cells.cell import limits, resolved, tasks_of
 from harness.checkpoints.config import read_config
 from harness.checkpoints.footprint import (
@@ -44,7 +44,8 @@ from harness.checkpoints.hub import HubOutOfReach, fetch_config, local_folder
 from harness.checkpoints.layout import layer_layouts
 from harness.checkpoints.quantize import Quantization
 from harness.checkpoints.skipping import SECTION as SKIPPING
-from harness.contracts.method import Method
+from harness.checkpoints.skipping import Skip
+from harness.contracts.method import Method, Schedule
 from harness.errors import WinnowError
 from harness.text import aligned
 
@@ -68,8 +69,8 @@ def report(config: DictConfig, of_sweep: frozenset[str] | None = None) -> tuple[
     """The report, and why the ratio that was asked for is refused (empty where it is not)."""
     plain = resolved(config, within="model.")
     model, source = anatomy(plain["model"])
-    method: Method = instantiate(config.method)
-    quantization = None if plain["quantize"]["name"] == "none" else instantiate(config.quantize)
+    method: Method = make(config.method, "method", Method)
+    quantization = None if plain["quantize"]["name"] == "none" else make(config.quantize, "quantize", Quantization)
     asked = str(config.ratio)
     ratios = [asked] if of_sweep is not None or method.name == "none" else sorted({*LADDER, asked}, key=_number)
     sizes = {ratio: _after(model, method, ratio, config, quantization) for ratio in ratios}
@@ -117,9 +118,9 @@ def _after(model: Anatomy, method: Method, ratio: str, config: DictConfig, quant
         bounds = limits(config, method, model.family, model.config)
         shape = model.family.shape(bounds)
         exact = method.check(shape, ratio)
-        instantiate(config.schedule).check(method, shape, exact)
+        make(config.schedule, "schedule", Schedule).check(method, shape, exact)
         if config.skip.name != "none":
-            instantiate(config.skip).check(model.top_k)
+            make(config.skip, "skip", Skip).check(model.top_k)
         after = compressed(model, outcome(method, exact, replace(model, config=bounds), config.seed), config.layout)
         return after, after.headers.total_bytes if quantization is None else quantised_bytes(after, quantization)
     except WinnowError as error:

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from hydra.utils import instantiate
-
+from harness.cells.cell import tasks_of
+from harness.cells.check import make
 from harness.contracts.backend import Backend
 from harness.contracts.record import Sample, Score
 from harness.contracts.task import BesideTask, ModelTask, SamplesTask, Task, TaskResult, TwoModelsTask
-from harness.errors import BrokenModel
+from harness.errors import BrokenModel, WinnowError
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ def evaluate(
     done = Evaluation()
     if not config["suite"]["tasks"]:
         return done
-    tasks = {name: instantiate(node, _convert_="all") for name, node in config["suite"]["tasks"].items()}
+    tasks = tasks_of(config)
     observed: dict[str, tuple[TwoModelsTask, Any]] = {}
 
     def compare(backend: Backend) -> None:
@@ -94,6 +94,11 @@ def evaluate(
                         done.add(task, task.run_on(done.samples))
                     case ModelTask():
                         done.add(task, task.run(backend))
+                    case _:
+                        raise WinnowError(
+                            f"suite.tasks.{name}: {type(task).__name__} asks nothing: it has none of run, run_on, "
+                            "run_against, and observe with compare"
+                        )
         if uncompressed is None:
             compare(backend)
         clock.seconds |= {what: round(seconds, 3) for what, seconds in backend.seconds.items()}
@@ -108,4 +113,5 @@ def evaluate(
 
 def _open(config: dict[str, Any], checkpoint: Path) -> Backend:
     model = config["model"]
-    return instantiate(config["backend"]["open"], folder=str(checkpoint), dtype=model["dtype"], device=model["device"])
+    given = {"folder": str(checkpoint), "dtype": model["dtype"], "device": model["device"]}
+    return make(config["backend"]["open"], "backend.open", Backend, **given)

@@ -9,17 +9,18 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from harness import progress
 from harness.calibration.calibrate import calibrate
 from harness.calibration.collected import Collected
 from harness.calibration.gate_ratios import gate_ratio_counts
-from harness.calibration.tokens import TokenSequence, corpus_fingerprint, tokenize
-from harness.cells.cell import Cell, prepare
+from harness.calibration.tokens import TokenSequence
+from harness.cells.cell import Cell, corpus_of, prepare
+from harness.cells.check import make
 from harness.cells.diagnostics import diagnose_cell
 from harness.cells.evaluate import Clock, Evaluation, evaluate
+from harness.cells.finished import made_from, say_what_changed
 from harness.cells.publish import check_free
 from harness.cells.publish import publish as publish_files
 from harness.checkpoints.apply_plan import apply_plan
@@ -29,19 +30,17 @@ from harness.checkpoints.load import load_model
 from harness.checkpoints.quantize import quantize_checkpoint
 from harness.checkpoints.sizes import checkpoint_sizes
 from harness.checkpoints.skipping import Threshold, write_thresholds
-from harness.checkpoints.tokenizer import load_tokenizer
 from harness.contracts.method import Decision
 from harness.contracts.plan import CompressionPlan
 from harness.contracts.record import Record, Sample
 from harness.contracts.statistics import Statistics
 from harness.contracts.tracker import Tracker
 from harness.data import contamination
-from harness.data.corpora import load_documents
-from harness.data.rows import Document
 from harness.errors import WinnowError
 from harness.families.table import family_of
 from harness.files import write_files
 from harness.records.describe import plan_summary, size_summary, versions
+from harness.records.identity import OF_CELL_ALONE
 from harness.records.store import RecordStore
 
 log = logging.getLogger(__name__)
@@ -56,9 +55,9 @@ def run_cell(config: DictConfig, also: frozenset[str] = frozenset(), publish: bo
     with progress.showing(config.progress):
         cell = prepare(config, also)
         root = Path(config.output_dir)
-        if publish:
+        if publish and not cell.is_baseline:
             check_free(root, cell.id)
-        tracker: Tracker | None = instantiate(config.tracking) if config.tracking else None
+        tracker: Tracker | None = make(config.tracking, "tracking", Tracker) if config.tracking else None
         baseline = _baseline(cell, root, tracker) if cell.tasks else None
         if cell.is_baseline and baseline is not None:
             return baseline
@@ -76,8 +75,10 @@ def _finished(cell: Cell, root: Path, folder: Path, tracker: Tracker | None, bas
     store = RecordStore(root)
     with store.claim(cell.id) as ours:
         if not ours:
-            log.info("cell %s is finished: skipped", cell.id)
-            return store.read(cell.id)
+            record = store.read(cell.id)
+            log.info("cell %s is finished: skipped (%s)", cell.id, made_from(record))
+            return record
+        say_what_changed(cell.description, cell.identity[0], store)
         record, samples = _compute(cell, folder, root, baseline)
         store.write(record, samples)
         if not cell.config["keep_checkpoint"]:
@@ -89,16 +90,16 @@ def _finished(cell: Cell, root: Path, folder: Path, tracker: Tracker | None, bas
 
 def _compute(cell: Cell, folder: Path, root: Path, baseline: Record | None) -> tuple[Record, list[Sample]]:
     clock, checkpoint = Clock(), folder / "checkpoint"
-    with clock.stage("calibration"):
-        sequences, contained = _corpus(cell)
-    decision, collected = _decide(cell, sequences, clock, folder / "rounds", root)
+    settings, texts = cell.config["calibration"], (document.text for document in cell.documents)
+    contained = contamination.check(settings["name"], texts, cell.tasks.values()) if cell.reads_text else {}
+    decision, collected = _decide(cell, clock, folder / "rounds", root)
     write_files(_decision_files(decision, cell.method.name, folder))
     with clock.stage("apply"):
         applied = apply_plan(cell.model, decision.plan, checkpoint, cell.config["layout"], lower_top_k=cell.lower_top_k)
     thresholds: dict[int, Threshold] = {}
     if cell.skip is not None:
         with clock.stage("skip"):
-            thresholds = _skip_experts(cell, sequences, checkpoint)
+            thresholds = _skip_experts(cell, checkpoint)
     if cell.quantization is not None:
         with clock.stage("quantize"):
             applied |= quantize_checkpoint(checkpoint, checkpoint, cell.quantization)
@@ -113,46 +114,24 @@ def _compute(cell: Cell, folder: Path, root: Path, baseline: Record | None) -> t
         expert_usage={} if collected is None else collected.usage,
         contamination=contained,
     )
-    if sequences:
-        record.fingerprints["corpus"] = corpus_fingerprint(sequences)
     return record, evaluation.samples
 
 
 # --- calibration and decision -----------------------------------------------------------------------------------------
 
 
-def _corpus(cell: Cell) -> tuple[list[TokenSequence], dict[str, dict[str, int]]]:
-    """The calibration corpus, and what of the suite's items is in it; nothing where nothing is measured on it."""
-    if not cell.reads_text:
-        return [], {}
-    settings = cell.config["calibration"]
-    documents = load_documents(settings["corpus"])
-    contained = contamination.check(settings["name"], (document.text for document in documents), cell.tasks.values())
-    return _tokenized(cell, documents), contained
+def _tokenized(cell: Cell) -> list[TokenSequence]:
+    """The calibration text, also of a cell whose method reads none."""
+    return cell.sequences if cell.reads_text else corpus_of(cell.config, cell.model)[1]
 
 
-def _tokenized(cell: Cell, documents: list[Document] | None = None) -> list[TokenSequence]:
-    settings = cell.config["calibration"]
-    return tokenize(
-        load_documents(settings["corpus"]) if documents is None else documents,
-        load_tokenizer(cell.model),
-        settings["max_length"],
-        settings["packing"],
-        settings["chat_template"],
-        settings["max_blocks"],
-        settings["bos"],
-    )
-
-
-def _decide(
-    cell: Cell, sequences: list[TokenSequence], clock: Clock, so_far: Path, root: Path
-) -> tuple[Decision, Collected | None]:
+def _decide(cell: Cell, clock: Clock, so_far: Path, root: Path) -> tuple[Decision, Collected | None]:
     """The decision of all rounds together, and what the pass over the intact model collected.
 
     ``so_far`` holds what the rounds before have left while a round looks at it.
     """
     decision: Decision | None = None
-    intact, model, fingerprint, wanted = None, cell.model, cell.fingerprint, cell.statistics
+    intact, model, fingerprint, wanted = None, cell.model, cell.contents["model"], cell.statistics
     try:
         for number, ratio in enumerate(cell.rounds, start=1):
             if decision is not None:
@@ -161,9 +140,9 @@ def _decide(
                     apply_plan(cell.model, decision.plan, so_far, lower_top_k=cell.lower_top_k)
                 # Not that of the folder's files: of large ones it is a sample, the same for many plans.
                 plan = hashlib.sha256(json.dumps(decision.plan.to_json()).encode()).hexdigest()
-                model, fingerprint, wanted = so_far, f"{cell.fingerprint} plan:{plan}", cell.method.requires
+                model, fingerprint, wanted = so_far, f"{cell.contents['model']} plan:{plan}", cell.method.requires
             with clock.stage("calibration"):
-                statistics, collected = _statistics(cell, sequences, model, fingerprint, wanted, root)
+                statistics, collected = _statistics(cell, model, fingerprint, wanted, root)
             intact = intact or collected
             with clock.stage("plan"):
                 limited = replace(statistics, top_k=cell.shape.top_k)
@@ -176,7 +155,7 @@ def _decide(
 
 
 def _statistics(
-    cell: Cell, sequences: list[TokenSequence], model: Path, fingerprint: str, wanted: frozenset[str], root: Path
+    cell: Cell, model: Path, fingerprint: str, wanted: frozenset[str], root: Path
 ) -> tuple[Statistics, Collected | None]:
     """The statistics of the checkpoint ``model``, and how they came about."""
     if not cell.method.requires:
@@ -194,7 +173,7 @@ def _statistics(
     return calibrate(
         model,
         _loader(cell, model),
-        sequences,
+        cell.sequences,
         wanted,
         root / "calibration",
         batch_size=cell.config["calibration"]["batch_size"],
@@ -208,13 +187,13 @@ def _loader(cell: Cell, model: Path) -> Callable[[], Any]:
     return lambda: load_model(model, cell.config["model"]["dtype"], cell.config["model"]["device"])
 
 
-def _skip_experts(cell: Cell, sequences: list[TokenSequence], checkpoint: Path) -> dict[int, Threshold]:
+def _skip_experts(cell: Cell, checkpoint: Path) -> dict[int, Threshold]:
     """Set each layer's threshold by the gate values of the compressed model, in whose config.json it is written."""
     assert cell.skip is not None
     settings, config = cell.config["calibration"], read_config(checkpoint)
     family = family_of(config)
     counts = gate_ratio_counts(
-        _loader(cell, checkpoint)(), sequences, family, settings["batch_size"], corpus=settings["name"]
+        _loader(cell, checkpoint)(), cell.sequences, family, settings["batch_size"], corpus=settings["name"]
     )
     thresholds = {layer: cell.skip.threshold(bins, family.top_k(config)) for layer, bins in counts.items()}
     write_thresholds(checkpoint, thresholds)
@@ -240,8 +219,7 @@ def _plan_of(cell: Cell, record: Record, folder: Path, root: Path) -> Compressio
         plan = CompressionPlan.load(folder / "plan.json")
     else:
         log.info("the plan of %s is not kept: deciding again", cell.id)
-        sequences, _ = _corpus(cell)
-        plan = _decide(cell, sequences, Clock(), folder / "rounds", root)[0].plan
+        plan = _decide(cell, Clock(), folder / "rounds", root)[0].plan
     found = plan_summary(plan, cell.shape.width, {})
     if any({**record.plan.get(layer, {}), **of_layer} != record.plan.get(layer) for layer, of_layer in found.items()):
         raise WinnowError(f"{cell.id}: the plan found is not the recorded one; delete the record to run the cell again")
@@ -257,6 +235,7 @@ def _baseline(cell: Cell, root: Path, tracker: Tracker | None) -> Record:
     with store.claim(cell.baseline["id"]) as ours:
         if not ours:
             return store.read(cell.baseline["id"])
+        say_what_changed(cell.baseline, cell.identity[1], store)
         log.info("evaluating the uncompressed model once for all cells")
         clock = Clock()
         evaluation = evaluate(cell.config, cell.model, clock)
@@ -265,6 +244,7 @@ def _baseline(cell: Cell, root: Path, tracker: Tracker | None) -> Record:
             _record(cell, cell.baseline, clock, evaluation),
             sizes=size_summary(stored, stored, "plain", expandable=True),
             method_version="",
+            fingerprints={name: told for name, told in cell.contents.items() if name not in OF_CELL_ALONE},
         )
         store.write(record, evaluation.samples)
         if tracker is not None:
@@ -278,7 +258,7 @@ def _record(cell: Cell, description: dict[str, Any], clock: Clock, evaluation: E
         cell=description,
         config=cell.config,
         versions=versions(),
-        fingerprints={"model": cell.fingerprint},
+        fingerprints=dict(cell.contents),
         scores=evaluation.scores,
         sizes={},
         timings=clock.seconds,

@@ -79,6 +79,19 @@ def load_model(
     return model.eval()
 
 
+def check_device(device: Any) -> None:
+    """Raises WinnowError where ``device`` is not there: the name of one, or a device map of transformers."""
+    names = device.values() if isinstance(device, Mapping) else [device]
+    for name in names:
+        kind, _, number = str(name).partition(":")
+        if isinstance(name, int) or kind == "cuda":
+            found, place = torch.cuda.device_count(), name if isinstance(name, int) else int(number or 0)
+            if place >= found:
+                raise WinnowError(f"model.device={name}: there are {found} CUDA GPUs here; take cpu, or auto")
+        elif kind in ("mps", "xpu") and not getattr(torch, kind).is_available():
+            raise WinnowError(f"model.device={name}: there is none here; take cpu, or auto")
+
+
 def _grouped_mm_runs(dtype: torch.dtype, layouts: Mapping[int, LayerLayout]) -> bool:
     """torch.nn.functional.grouped_mm knows no float64, and wants rows of whole 16 bytes."""
     aligned = all(layout.width * dtype.itemsize % 16 == 0 for layout in layouts.values())

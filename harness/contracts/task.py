@@ -38,6 +38,11 @@ class Task(Protocol):
         """What a model that has seen the items would know, a text each; empty where they are not published."""
         return []
 
+    def items_content(self) -> Any:
+        """The items as they are scored, as plain data, of which a cell's id takes a hash; None where they come from
+        the task's own code, whose ``version`` stands for them."""
+        return None
+
 
 @runtime_checkable
 class ModelTask(Task, Protocol):

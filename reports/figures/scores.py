@@ -16,7 +16,9 @@ from matplotlib.lines import Line2D
 from reports.figures.palette import looks
 from reports.numbers.load import NO_CORPUS, Row
 from reports.numbers.measures import (
+    CHOICE,
     Results,
+    columns_of,
     part_measures,
     weights_megabytes,
 )
@@ -187,13 +189,17 @@ def corpus_by_domain(results: Results, method: str) -> Figure | None:
 
 
 def _by_domain(results: Results) -> tuple[list[Measure], list[Measure]]:
-    """Scores: of each generative domain, and of the choices that are about none of these; perplexities of texts."""
+    """Scores: of each generative domain and of choices (of those with parts the one that is named after their domain);
+    perplexities of texts and of their parts."""
     records, stand = results.panel.records(), results.averages
-    choices = [] if stand.choice is None else part_measures(records, stand.choice) or [stand.choice]
-    scores = [*stand.domains.values(), *(m for m in choices if m.label not in stand.domains)]
-    if results.panel.baseline is None or stand.perplexity is None:
+    scores = [*stand.domains.values()]
+    if stand.choice is not None:
+        about = {column.domain for column in columns_of(records) if column.kind == CHOICE}
+        parts = [m for m in part_measures(records, stand.choice) if m.parts[0].of in about]
+        scores += parts or [stand.choice]
+    if results.panel.baseline is None:
         return scores, []
-    return scores, part_measures(records, stand.perplexity) or list(stand.texts)
+    return scores, [m for text in stand.texts for m in part_measures(records, text) or [text]]
 
 
 def _row_of_axes(figure: Figure, count: int) -> Sequence[Axes]:

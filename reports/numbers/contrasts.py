@@ -24,10 +24,12 @@ The rules, which every table repeats in words:
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 
 from harness.contracts.record import Record
+from reports.numbers.comparable import differing
 from reports.numbers.detail_samples import samples_of_score
 from reports.numbers.layer_samples import samples_of_each
 from reports.numbers.load import Row
@@ -44,6 +46,12 @@ class Term:
     weight: float
     measure: Measure
     row: Row
+
+
+def _comparable(terms: Sequence[Term]) -> bool:
+    tasks = {part.task for term in terms for part in term.measure.parts}
+    records = [record for term in terms for record in term.row.records]
+    return not any(differing(one, other, tasks) for one, other in combinations(records, 2))
 
 
 @dataclass(frozen=True)
@@ -73,9 +81,10 @@ class Comparer:
         return None if values is None else float(np.mean(next(iter(values.values()))))
 
     def compare(self, terms: Sequence[Term]) -> Comparison | None:
-        """The sum of the weighted measures; None where a score is missing or not finite."""
+        """The sum of the weighted measures; None where a score is missing or not finite, and for cells that were not
+        made from the same model, items or calibration text."""
         of_rows = self._seed_values(terms)
-        if of_rows is None:
+        if of_rows is None or not _comparable(terms):
             return None
         seed_variances = [float(np.var(v, ddof=1)) / len(v) for v in of_rows.values() if len(v) > 1]
         seed_dfs: list[float] = [len(v) - 1 for v in of_rows.values() if len(v) > 1]

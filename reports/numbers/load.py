@@ -14,6 +14,7 @@ from harness.errors import WinnowError
 from harness.records.old import upgraded_score
 from harness.records.store import RecordStore
 from reports.numbers.broken import faults
+from reports.numbers.comparable import odd_ones
 from reports.numbers.statistics import Items
 
 BASELINE_METHOD = "none"
@@ -37,13 +38,15 @@ _SILENT = (
 
 @dataclass(frozen=True)
 class Row:
-    """Cells that differ in nothing but their seed. ``items`` holds the samples of each record, where kept."""
+    """Cells that differ in nothing but their seed. ``items`` holds the samples of each record, where kept; ``odd``
+    names what they were made from that is not what the panel's other rows were made from."""
 
     method: str
     ratio: float
     calibration: str
     records: tuple[Record, ...]
     items: tuple[Items | None, ...]
+    odd: tuple[str, ...] = ()
 
     @property
     def key(self) -> RowKey:
@@ -52,8 +55,10 @@ class Row:
 
     @property
     def label(self) -> str:
-        """The method as tables name it: with a word where a cell of the row is broken."""
-        return f"{self.method} (broken)" if any(faults(record) for record in self.records) else self.method
+        """The method as tables name it: with a word where a cell of the row is broken, or made from something else."""
+        marks = ["broken"] if any(faults(record) for record in self.records) else []
+        marks += [f"other {what}" for what in self.odd]
+        return f"{self.method} ({', '.join(marks)})" if marks else self.method
 
 
 @dataclass(frozen=True)
@@ -106,7 +111,7 @@ def load_panels(folder: Path) -> list[Panel]:
         for record, _ in baselines:
             found[(*_panel_key(record), record.cell["id"])] = []
     return [
-        Panel(model, suite, backend, _baseline_row(with_id.get(baseline)), _rows(of_panel))
+        _panel(model, suite, backend, _baseline_row(with_id.get(baseline)), of_panel)
         for (model, suite, backend, baseline), of_panel in sorted(found.items())
     ]
 
@@ -182,6 +187,15 @@ def _baseline_row(stored: tuple[Record, Items | None] | None) -> Row | None:
     if stored is None:
         return None
     return Row("baseline", 0.0, NO_CORPUS, (stored[0],), (stored[1],))
+
+
+def _panel(model: str, suite: str, backend: str, baseline: Row | None, stored: Sequence) -> Panel:
+    odd = odd_ones([record for record, _ in stored], None if baseline is None else baseline.records[0])
+    rows = [
+        replace(row, odd=tuple(dict.fromkeys(what for one in row.records for what in odd.get(one.cell["id"], []))))
+        for row in _rows(stored)
+    ]
+    return Panel(model, suite, backend, baseline, tuple(rows))
 
 
 def _rows(stored: Iterable[tuple[Record, Items | None]]) -> tuple[Row, ...]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from harness.contracts.record import Record, Score
+from reports.numbers.comparable import differing
 from reports.numbers.load import Panel, Row, RowKey
 from reports.numbers.statistics import Estimate, Measure, Part, difference, estimate
 
@@ -17,7 +18,12 @@ GENERATIVE, CHOICE, PERPLEXITY, PROBE = "generative", "choice", "perplexity", "p
 _KINDS = (GENERATIVE, CHOICE, PERPLEXITY)
 # What people call a kind, where a task of that name is labelled by it alone.
 _SAID = {CHOICE: "multiple_choice", PERPLEXITY: "perplexity"}
-_AVERAGES = {GENERATIVE: "generative average", CHOICE: "choice average", PERPLEXITY: "perplexity average"}
+# Name and label of the average over a kind, which no task's column may have too.
+_AVERAGES = {
+    GENERATIVE: ("generative", "generative average"),
+    CHOICE: ("choice_average", "choice average"),
+    PERPLEXITY: ("perplexity_average", "perplexity average"),
+}
 _DOMAINS = ("code", "math", "writing", "knowledge", "real_text")
 _SHARES = {"acc", "acc_norm", "exact_match", "pass@1", "win_rate", "share", "elements"}
 # How long a text is, and how many verdicts are missing, say nothing of its worth.
@@ -108,10 +114,12 @@ def columns_of(records: Iterable[Record]) -> list[Column]:
     kept = list(records)
     hidden = {part for record in kept for part in _parts_of_groups(record)}
     whole = {score.task for record in kept for score in record.scores if not score.part}
+    ask_again = {score.task for record in kept for score in record.scores if score.metric == "consistent"}
+    elsewhere = _TABLED | ask_again
     found: dict[tuple[str, str], Column] = {}
     for score in (score for record in kept for score in record.scores):
         own_part = bool(score.part) and score.task in whole
-        if score.task in _TABLED or own_part or (score.task, score.part) in hidden or _asks_again(score, kept):
+        if score.task in elsewhere or own_part or (score.task, score.part) in hidden:
             continue
         column = Column(_measure(score), score.kind, score.domain, score.supersedes)
         before = found.get((score.task, score.part))
@@ -123,10 +131,11 @@ def columns_of(records: Iterable[Record]) -> list[Column]:
 def _measure(score: Score) -> Measure:
     name = score.part or score.task
     said = name in (score.domain, _SAID.get(score.kind))
+    metric = score.metric.partition(",")[0]  # lm-eval's, without its filter
     if score.kind == PERPLEXITY:
-        kind = "number" if score.metric == "bits_per_byte" else "perplexity"
+        kind = "number" if metric == "bits_per_byte" else "perplexity"
     else:
-        kind = "share" if score.metric in _SHARES else "number"
+        kind = "share" if metric in _SHARES else "number"
     return Measure(
         name if said else f"{score.task}_{name}",
         name.replace("_", " ") if said else f"{name}: {score.metric}",
@@ -134,13 +143,6 @@ def _measure(score: Score) -> Measure:
         kind,
         score.higher_is_better,
         score.metric not in _UNRANKED,
-    )
-
-
-def _asks_again(score: Score, records: Sequence[Record]) -> bool:
-    """Whether the task puts its questions again (``consistency_measures`` has a table for them)."""
-    return score.kind == PROBE and any(
-        s.task == score.task and s.metric == "consistent" for record in records for s in record.scores
     )
 
 
@@ -179,7 +181,7 @@ def average(columns: Sequence[Column], kind: str, domain: str = "") -> Measure |
     domains = [c.domain if kind == GENERATIVE else "" for c in counted]
     weights = tuple(1 / (len(set(domains)) * domains.count(own)) for own in domains)
     first = counted[0].measure
-    name, label = (domain, domain) if domain else (kind, _AVERAGES[kind])
+    name, label = (f"{domain}_average", domain) if domain else _AVERAGES[kind]
     return Measure(
         name, label, tuple(c.part for c in counted), first.kind, first.higher_is_better,
         weights=weights if len(counted) > 1 else (),
@@ -188,7 +190,7 @@ def average(columns: Sequence[Column], kind: str, domain: str = "") -> Measure |
 
 def is_average(measure: Measure) -> bool:
     """Whether it is one of a kind of task; the generative one is, even of a single task."""
-    return len(measure.parts) > 1 or (measure.name, measure.label) == (GENERATIVE, _AVERAGES[GENERATIVE])
+    return len(measure.parts) > 1 or (measure.name, measure.label) == _AVERAGES[GENERATIVE]
 
 
 @dataclass(frozen=True)
@@ -218,7 +220,7 @@ def averages(columns: Sequence[Column]) -> Averages:
         of(CHOICE),
         of(PERPLEXITY),
         {domain: measure for domain in domains if (measure := of(GENERATIVE, domain)) is not None},
-        tuple(c.measure for c in columns if c.kind == PERPLEXITY),
+        tuple(c.measure for c in columns if c.kind == c.measure.kind == PERPLEXITY),
     )
 
 
@@ -255,9 +257,8 @@ def part_measures(records: Iterable[Record], whole: Measure) -> list[Measure]:
     for task, metric in dict.fromkeys((part.task, part.metric) for part in whole.parts if not part.of):
         found = {s.part for record in kept for s in record.scores if (s.task, s.metric) == (task, metric)} - {""}
         for part in sorted(found, key=lambda name: (_place(name, _DOMAINS), name)):
-            name = f"{whole.name}_{part}"
-            label = part.replace("_", " ")
-            measures.append(Measure(name, label, (Part(task, metric, part),), whole.kind, whole.higher_is_better))
+            label, only = part.replace("_", " "), (Part(task, metric, part),)
+            measures.append(Measure(f"{task}_{part}", label, only, whole.kind, whole.higher_is_better))
     return measures
 
 
@@ -340,7 +341,8 @@ def evaluate(panel: Panel) -> Results:
 
 
 def _difference(measure: Measure, row: Row, baseline: Row | None) -> Estimate | None:
-    if baseline is None:
+    tasks = [part.task for part in measure.parts]
+    if baseline is None or any(differing(record, baseline.records[0], tasks) for record in row.records):
         return None
     return difference(measure, row.records, baseline.records[0], row.items, baseline.items[0])
 

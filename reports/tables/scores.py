@@ -243,7 +243,7 @@ def _main_note(results: Results, rows: Sequence[Row]) -> str:
         "percent except perplexity (per token, lower is better) and diversity"
     )
     note = f"{note}{_averages_sentence(results)}; {BOLD_NOTE}; diversity is not ranked."
-    return f"{note}{_seed_sentence(rows)}{_broken_sentence(rows)}"
+    return f"{note}{_seed_sentence(rows)}{_broken_sentence(rows)}{odd_sentence(rows)}"
 
 
 def _averages_sentence(results: Results) -> str:
@@ -263,15 +263,18 @@ def _averages_sentence(results: Results) -> str:
         for measure, mean in ((stand.choice, "mean"), (stand.perplexity, "geometric mean"))
         if measure is not None and len(measure.parts) > 1
     ]
-    superseded = [c for c in columns_of(results.panel.records()) if c.supersedes]
+    columns = columns_of(results.panel.records())
+    there = {column.part.task for column in columns}
     told += [
-        f"of {c.supersedes} and {c.part.task}, tests of the same answers, {c.part.task} counts" for c in superseded
+        f"of {c.supersedes} and {c.part.task}, tests of the same answers, {c.part.task} counts"
+        for c in columns
+        if c.supersedes in there
     ]
     return "".join(f"; {one}" for one in told)
 
 
 def _tasks(measure: Measure, labels: Mapping[tuple[Part, ...], str]) -> str:
-    return format_list([labels[(part,)].partition(": ")[0] for part in measure.parts])
+    return format_list([labels.get((part,), part.of or part.task).partition(": ")[0] for part in measure.parts])
 
 
 def _difference_note(results: Results, rows: Sequence[Row], measures: Sequence[Measure]) -> str:
@@ -320,6 +323,12 @@ def _seed_sentence(rows: Sequence[Row]) -> str:
 def _broken_sentence(rows: Sequence[Row]) -> str:
     told = [f"{row.method}: {'; '.join(found)}" for row in rows for record in row.records if (found := faults(record))]
     return f" Broken: {'. '.join(told)}." if told else ""
+
+
+def odd_sentence(rows: Sequence[Row]) -> str:
+    """Which rows were made from something else than the others, and so are not compared."""
+    told = [f"{row.method} at {row.ratio:g} (other {' and '.join(row.odd)})" for row in rows if row.odd]
+    return f" Compared with none that was made from something else: {format_list(told)}." if told else ""
 
 
 def _counts(measures: Iterable[Measure], rows: Sequence[Row]) -> str:

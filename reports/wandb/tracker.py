@@ -119,7 +119,7 @@ def run_id(record: Record, group: str) -> str:
 def key(measure: Measure) -> str:
     """The name of the measure in the summary of a run."""
     if is_average(measure):
-        return f"{measure.name}_average"
+        return f"{measure.name.removesuffix('_average')}_average"
     part = measure.parts[0]
     return "/".join(word for word in (part.task, part.metric, part.of) if word)
 

@@ -61,6 +61,10 @@ class PerplexityTask(ModelTask):
     name: str = "perplexity"
     domain: str = "language"
 
+    def items_content(self) -> tuple[tuple[str, str], ...] | None:
+        """The real text, which is that of Python's own library; the rest is made."""
+        return documents("real_text", self.items, self.seed) if "real_text" in self.domains else None
+
     def run(self, backend: Backend) -> TaskResult:
         unknown = set(self.domains) - set(DOMAINS)
         if unknown or not self.domains:

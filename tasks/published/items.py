@@ -51,6 +51,9 @@ class Benchmark:
     def item_texts(self) -> list[str]:
         return [item_text(row) for row in self.rows()]
 
+    def items_content(self) -> tuple[Row, ...]:
+        return self.rows()
+
     def longest_answers(self, tokens: int) -> int:
         """How many tokens are written where each answer may have ``tokens``."""
         return tokens * (len(self.rows()) if self.items is None else self.items)

@@ -1,3 +1,4 @@
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -5,6 +6,9 @@ import pytest
 
 from harness.backends import choice, vllm_guard
 from harness.errors import WinnowError
+from tasks.made.multiple_choice import MultipleChoiceTask
+from tasks.published.math import MathBenchmark
+from tests.tasks.staged import stage
 
 BACKENDS: dict[str, Any] = {"name": "auto", "hf": {"name": "hf"}, "vllm": {"name": "vllm"}}
 QWEN = {"model_type": "qwen3_moe"}
@@ -18,7 +22,7 @@ def parameters() -> int:
 
 
 def writing(items: int, max_new_tokens: int = 100) -> list[Any]:
-    return [SimpleNamespace(items=items, max_new_tokens=max_new_tokens), SimpleNamespace(items=items)]
+    return [SimpleNamespace(tokens_to_write=lambda: items * max_new_tokens), SimpleNamespace(tokens_to_write=lambda: 0)]
 
 
 @pytest.fixture(params=["cpu", "gpu"])
@@ -67,9 +71,9 @@ def test_a_backend_asked_for_by_name_is_taken_or_refused(build: str) -> None:
         choice.choose({"name": "vllm"}, {"model_type": "lfm2_moe"}, [], parameters)
 
 
-def test_tasks_on_data_sets_and_tasks_that_count_for_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choice, "rows", lambda name, root: [{}] * 7)
-    whole = SimpleNamespace(items=None, max_new_tokens=100, data_set="gsm8k", root=None)
-    assert (
-        choice.tokens_to_write([whole, SimpleNamespace(tokens_to_write=lambda: 5), SimpleNamespace(items=None)]) == 705
-    )
+def test_a_task_says_itself_what_it_writes(tmp_path: Path) -> None:
+    root = stage(tmp_path, "gsm8k", [{"id": str(i), "question": "q", "answer": "1", "solution": "1"} for i in range(7)])
+    whole = MathBenchmark("gsm8k", "gsm8k", root, max_new_tokens=100)
+    assert whole.tokens_to_write() == 700
+    assert MathBenchmark("gsm8k", "gsm8k", root, items=3, max_new_tokens=100).tokens_to_write() == 300
+    assert MultipleChoiceTask(items=7).tokens_to_write() == 0

@@ -71,10 +71,10 @@ def test_the_record_has_the_widths_where_channels_were_cut_and_only_there(tmp_pa
         assert found[str(layer.layer)]["experts"] == len(widths)
     assert sum(sum(layer["widths"]) for layer in found.values()) == 2 * 8 * WIDTH // 2
     assert len({width for layer in found.values() for width in layer["widths"]}) > 2
-    assert winnow(monkeypatch, tmp_path, "qwen3_moe", "method=reap", "ratio=0.5") == 0
-    assert all(
-        layer.keys() == {"experts", "rows", "group_sizes"} for layer in record_of(tmp_path, "reap")["plan"].values()
-    )
+    alone = f"output_dir={tmp_path / 'pruned' / 'out'}"
+    assert winnow(monkeypatch, tmp_path, "qwen3_moe", "method=reap", "ratio=0.5", alone) == 0
+    pruned = record_of(tmp_path / "pruned", "reap")["plan"]
+    assert all(layer.keys() == {"experts", "rows", "group_sizes"} for layer in pruned.values())
 
 
 REFUSED = {
@@ -115,9 +115,7 @@ def test_stacked_experts_lose_the_same_number_of_channels(family, budget, tmp_pa
     generator = np.random.default_rng(2)
     sequences = [TokenSequence(generator.integers(0, 256, n), (n,), ("text",)) for n in (40, 25)]
     method = Coverage("c", layout="uniform", layer_budget=budget, channel_score="weight_activation")
-    statistics, _ = calibrate(
-        tmp_path / "model", lambda: model, sequences, method.requires, tmp_path / "cache"
-    )
+    statistics, _ = calibrate(tmp_path / "model", lambda: model, sequences, method.requires, tmp_path / "cache")
     config = read_config(tmp_path / "model")
     method.check(FAMILIES[family].shape(config), "3/8")
     plan = method.decide(statistics, Fraction(3, 8), 0).plan

@@ -71,7 +71,7 @@ def test_drift_of_an_unchanged_model_is_exactly_nothing_and_of_a_pruned_one_is_n
     cells = [json.loads(path.read_text()) for path in (out / "records").glob("*.json")]
     unchanged, pruned = sorted(cells, key=lambda record: record["cell"]["ratio"])
     for record, is_same in ((baseline, True), (unchanged, True), (pruned, False)):
-        scores = {(s["metric"], s["domain"]): s["value"] for s in record["scores"] if s["task"] == "drift"}
+        scores = {(s["metric"], s["part"]): s["value"] for s in record["scores"] if s["task"] == "drift"}
         for name in ("js", "kl_from_baseline", "kl_to_baseline", "tv", "free_js"):
             values = [value for (metric, _), value in scores.items() if metric == name]
             assert len(values) >= 2 and (set(values) == {0.0} if is_same else min(values) > 0)

@@ -106,10 +106,10 @@ def test_each_round_sees_what_the_last_one_left_and_a_stopped_cell_goes_on(tmp_p
 def test_rounds_change_what_goes(tmp_path, monkeypatch):
     plans = []
     for rounds in ("schedule=one_shot", "schedule=iterative"):
-        assert winnow(monkeypatch, tmp_path, "method=reap", rounds) == 0
-        plans.append(CompressionPlan.load(tmp_path / "out" / "plan.json"))
+        out = tmp_path / rounds.partition("=")[2]
+        assert winnow(monkeypatch, tmp_path, "method=reap", rounds, f"output_dir={out}") == 0
+        plans.append(CompressionPlan.load(out / "plan.json"))
     assert plans[0] != plans[1]
-    assert len(list((tmp_path / "out" / "records").glob("*.json"))) == 2
 
 
 def test_naee_prunes_in_rounds_too(tmp_path, monkeypatch):

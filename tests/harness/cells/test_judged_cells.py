@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
-from hydra.errors import InstantiationException
 from omegaconf import DictConfig
 
 from harness.cells.cell import prepare
@@ -69,7 +68,7 @@ def test_a_judge_without_an_address_or_a_key_is_said_at_once(folder: Path, monke
     with pytest.raises(WinnowError, match=r"settings without a value: judge.base_url, judge.model"):
         prepare(config(folder, "judge=openai"))
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    with pytest.raises(InstantiationException, match="judge.api_key_env=OPENAI_API_KEY is not set"):
+    with pytest.raises(WinnowError, match="judge.api_key_env=OPENAI_API_KEY is not set"):
         prepare(config(folder, "judge=openai", "judge.model=critic", "judge.base_url=http://localhost:1/v1"))
 
 

@@ -65,7 +65,7 @@ def test_a_model_that_chooses_some_experts_lowers_top_k_where_it_is_told_to(tmp_
     with pytest.raises(WinnowError, match="leaves 6 of 8 experts, fewer than top-k = 7.*lower_top_k=true"):
         prepare(configured(tmp_path, "olmoe", "method=reap", top_k=7))
     cell = prepare(configured(tmp_path, "olmoe", "method=reap", "lower_top_k=true"))
-    assert cell.lower_top_k and cell.top_k == 1
+    assert cell.lower_top_k and cell.shape.top_k == 1
 
 
 @pytest.mark.parametrize("family", ["olmoe", "qwen3_moe"])

@@ -99,7 +99,7 @@ def test_the_checkpoint_of_a_quantised_cell_opens_by_itself_but_is_no_model_to_c
     ("arguments", "message"),
     [
         (["quantize=int3"], "unknown quantize 'int3'; known: int4, int8, none"),
-        (["quantize=int4", "quantize.bits=5"], "quantize.bits=5: choose 4 or 8"),
+        (["quantize=int4", "quantize.bits=5"], "quantize.bits=5: should be 4 or 8"),
         (["quantize=int4", "quantize.group_size=24"], "the inputs of the gate and up projections (32): 32, 16, 8, 4"),
         (["quantize=int4", "quantize.group_size=32"], "down_proj.weight (16): 16, 8, 4 would fit"),
     ],

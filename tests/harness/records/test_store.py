@@ -1,6 +1,8 @@
 import errno
+import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +18,6 @@ import pytest
 from harness.contracts.record import Record, Sample, Score
 from harness.errors import WinnowError
 from harness.files import write_files
-from harness.records import store as store_module
 from harness.records.identity import cell_id
 from harness.records.store import RecordStore
 
@@ -49,7 +50,8 @@ def test_what_is_written_is_read_back(tmp_path):
     assert not store.exists("a") and store.ids() == []
     assert store.write(make_record(), SAMPLES) == tmp_path / "records" / "a.json"
     assert store.exists("a") and store.ids() == ["a"]
-    assert store.read("a") == make_record()
+    assert replace(store.read("a"), samples_sha256="") == make_record()
+    assert store.read("a").samples_sha256 == hashlib.sha256(store.samples_path("a").read_bytes()).hexdigest()
     assert store.read_samples("a") == SAMPLES
     assert files(tmp_path) == {"records/a.json", "records/a.parquet"}
 
@@ -72,7 +74,7 @@ def test_samples_may_be_missing(tmp_path):
     store = RecordStore(tmp_path)
     store.write(make_record(), SAMPLES)
     store.samples_path("a").unlink()
-    assert store.read_samples("a") is None and store.read("a") == make_record()
+    assert store.read_samples("a") is None and replace(store.read("a"), samples_sha256="") == make_record()
 
 
 def test_numbers_of_numpy_paths_and_infinities_survive(tmp_path):
@@ -129,7 +131,7 @@ def test_full_disk_leaves_what_was_there(tmp_path, monkeypatch, failing):
         if len(calls) == {"first": 1, "second": 2}[failing]:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(store_module.os, "fsync", fsync)
+    monkeypatch.setattr(os, "fsync", fsync)
     with pytest.raises(WinnowError, match="no space left"):
         store.write(make_record(value=0.9), [])
     assert {path: path.read_bytes() for path in store.folder.iterdir() if path.is_file()} == before
@@ -284,3 +286,23 @@ def test_cell_id_changes_with_all_that_changes_the_result_and_nothing_else():
 def test_cell_id_refuses_what_has_no_stable_text():
     with pytest.raises(TypeError, match="object"):
         cell_id(CELL, {"x": object()})
+
+
+@pytest.mark.parametrize("place", range(0, 2000, 97))
+def test_no_flipped_byte_of_the_samples_is_used_in_silence(tmp_path, place):
+    store = RecordStore(tmp_path)
+    store.write(make_record(), SAMPLES)
+    content = bytearray(store.samples_path("a").read_bytes())
+    content[place % len(content)] ^= 0x20
+    store.samples_path("a").write_bytes(bytes(content))
+    with pytest.raises(WinnowError, match="are damaged"):
+        store.read_samples("a")
+
+
+def test_the_samples_of_another_record_are_found_out(tmp_path):
+    store = RecordStore(tmp_path)
+    store.write(make_record(), SAMPLES)
+    store.write(make_record("b"), SAMPLES[:1])
+    shutil.copy(store.samples_path("b"), store.samples_path("a"))
+    with pytest.raises(WinnowError, match="not the file that its record was written with"):
+        store.read_samples("a")

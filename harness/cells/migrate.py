@@ -2,17 +2,30 @@
 
 What a cell is has not changed, only what it is called: an id is computed anew from what the record says of its cell,
 as a new run would compute it, and all that bears the old one (record, samples, plan, diagnostics) is renamed. The old
-id stays in the record as ``was``. A migration that was stopped goes on when it is started again; a second one finds
-nothing to do.
+id stays in the record as ``was``. Fingerprints that a record lacks are computed where what it was made from is still
+there: the tokenizer, if the model's weights are those of the record, and the items of its tasks, under the Python that
+it names. Where they are not, a new run does not find the cell, and computes it. A migration that was stopped goes on
+when it is started again; a second one finds nothing to do.
 """
 
 import json
+import platform
+import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+
+import conf
+from harness.cells.contents import digest
+from harness.checkpoints.fingerprint import model_fingerprint, tokenizer_fingerprint
 from harness.contracts.record import RECORD_VERSION, Record
+from harness.contracts.task import Task
 from harness.errors import WinnowError
 from harness.files import write_files
 from harness.progress import bar
@@ -58,13 +71,16 @@ def _migrate(store: RecordStore, name: str, root: Path) -> bool:
 
 def renamed(record: Record) -> Record:
     """The record under the id that a new run would give its cell, with the versions that it was made with."""
+    record = replace(record, fingerprints=_completed(record))
     method_version, task_versions = record.method_version, record.task_versions
     uncompressed = "baseline" not in record.cell
     if not task_versions:
         task_versions = dict.fromkeys(record.config["suite"]["tasks"], FIRST)
     if not method_version and not uncompressed:
         method_version = _first_version(record.config["method"])
-    cell, baseline = identified(record.cell, record.config, record.fingerprints["model"], method_version, task_versions)
+    cell, baseline = identified(
+        record.cell, record.config, record.fingerprints, method_version, task_versions, record.versions
+    )
     described = baseline if uncompressed else cell
     old, new = record.cell["id"], described["id"]
     return replace(
@@ -75,6 +91,36 @@ def renamed(record: Record) -> Record:
         was=record.was if old == new else [*record.was, old],
         version=RECORD_VERSION,
     )
+
+
+def _completed(record: Record) -> dict[str, str]:
+    """The record's fingerprints, and those that can be computed of what it was made from."""
+    found, model = dict(record.fingerprints), Path(str(record.config["model"].get("path")))
+    if "tokenizer" in found or not model.is_dir():
+        return found
+    same_python = record.versions.get("python") == platform.python_version()
+    if _model(model) != found["model"] or not same_python:
+        return found
+    for name, node in record.config["suite"]["tasks"].items():
+        with suppress(WinnowError, InstantiationException):
+            where = _targets().get(node["_target_"].rpartition(".")[2], node["_target_"])
+            task: Task = instantiate({**node, "_target_": where}, _convert_="all")
+            if (content := task.items_content()) is not None:
+                found[f"items/{name}"] = digest(content)
+    return found | {"tokenizer": tokenizer_fingerprint(model)}
+
+
+@lru_cache(maxsize=4)
+def _model(folder: Path) -> str:
+    return model_fingerprint(folder)
+
+
+@lru_cache(maxsize=1)
+def _targets() -> dict[str, str]:
+    """Class -> where it now lies, of the tasks that the suites name: records hold where it lay."""
+    files = Path(conf.__file__).parent.glob("suite/**/*.yaml")
+    found = (target for file in files for target in re.findall(r"_target_: ([\w.]+)", file.read_text()))
+    return {target.rpartition(".")[2]: target for target in found}
 
 
 def _first_version(method: Mapping[str, Any]) -> str:

@@ -1,16 +1,17 @@
 """Records under the ids of before: what ``winnow-report migrate`` makes of them."""
 
+import contextlib
 import json
 import shutil
 from pathlib import Path
 
 import pytest
 
+from harness.cells import migrate as migration
+from harness.cells.migrate import migrate, renamed
 from harness.contracts.record import RECORD_VERSION
 from harness.errors import WinnowError
 from harness.files import write_files
-from harness.records import migrate as migration
-from harness.records.migrate import migrate, renamed
 from harness.records.store import RecordStore
 
 EXAMPLES = Path(__file__).parents[3] / "results"
@@ -110,10 +111,8 @@ def test_a_migration_that_was_stopped_goes_on(tmp_path: Path, monkeypatch: pytes
             written(contents)
 
         monkeypatch.setattr(migration, "write_files", limited)
-        try:
+        with contextlib.suppress(Stopped):
             migrate(stopped)
-        except Stopped:
-            pass
     monkeypatch.setattr(migration, "write_files", written)
     migrate(stopped)
     assert snapshot(stopped) == snapshot(whole)
