@@ -15,7 +15,7 @@ from harness.contracts.backend import Backend
 from harness.contracts.record import Sample
 from harness.contracts.task import ModelTask, TaskResult
 from harness.data.schema import Row
-from tasks.published.items import Benchmark, asks_in_chat, tokens_to_write
+from tasks.published.generative import GenerativeBenchmark
 from tasks.published.program_tests import CHECKED, PLUS, entry_point, judge, require_evalplus
 from tasks.sandbox.run import layers_in_force
 from tasks.scores import share_score
@@ -74,28 +74,23 @@ def program(answer: str, begun: str = "") -> str:
 
 
 @dataclass(frozen=True)
-class CodeBenchmark(Benchmark, ModelTask):
+class CodeBenchmark(GenerativeBenchmark, ModelTask):
     """``pass@1``: the share of problems whose program passes every test; a sample's score is 1.0 for one that does.
 
     ``data_set``: humaneval, mbpp, humaneval_plus, mbpp_plus. For the plus sets EvalPlus takes the program out of the
     answer (``evalplus.sanitize``) and says how values are compared; they also give ``base_pass@1``, by the base tests
-    alone. For the other two ``program`` takes it out. ``chat``: "auto", true or false (``asks_in_chat``).
-    ``cpu_seconds``: for all tests of one problem (None: ``benchmark_tests.limits``). Problems of the plus sets whose
-    own solution does not run are left out.
+    alone. For the other two ``program`` takes it out. ``cpu_seconds``: for all tests of one problem (None:
+    ``benchmark_tests.limits``). Problems of the plus sets whose own solution does not run are left out. With
+    ``thinking`` "on" no answer is begun for the model, which would think no more.
 
     Raises WinnowError for data that cannot be had, EvalPlus not installed, and a sandbox that does not work.
     """
 
-    kind: ClassVar[str] = "generative"
     version: ClassVar[int] = 2  # 2: published tests run on what a program returned, not in its process
 
     domain: str = "code"
     max_new_tokens: int = 768
-    chat: bool | str = "auto"
     cpu_seconds: int | None = None
-
-    def tokens_to_write(self) -> int:
-        return self.longest_answers(self.max_new_tokens)
 
     def run(self, backend: Backend) -> TaskResult:
         self.require((*CHECKED, *PLUS))
@@ -104,33 +99,34 @@ class CodeBenchmark(Benchmark, ModelTask):
             require_evalplus(self.data_set)
         problems = self.rows()
         texts = [problem_text(self.data_set, row) for row in problems]
-        chat = asks_in_chat(backend, self.chat, self.name)
-        prompts = [backend.prompt(messages(text) if chat else text) for text in texts]
+        chat, begins = self.in_chat(backend), self.thinking_mode != "on"
+        asked = [messages(text)[: 2 if begins else 1] for text in texts]
+        prompts = [self.asked_in_chat(backend, one) for one in asked] if chat else [backend.prompt(t) for t in texts]
         ends = (END_OF_BLOCK,) if chat else ENDS_OF_COMPLETION[self.data_set.removesuffix("_plus")]
-        length = tokens_to_write(backend, self.max_new_tokens)
-        answers = backend.generate(prompts, length, (*ENDS, *ends), progress=f"{self.name}: writing")
+        answers = self.answers(backend, prompts, (*ENDS, *ends) if begins else ())
         begun = [""] * len(texts) if chat else texts
         take_out = self._sanitized if plus else lambda row, answer, before: program(answer, before)
         sources = [
-            take_out(row, answer.replace("\t", "    "), before)
+            take_out(row, answer.answer.replace("\t", "    "), before)
             for row, answer, before in zip(problems, answers, begun, strict=True)
         ]
         verdicts = judge(self.data_set, problems, sources, self.cpu_seconds, f"{self.name}: running")
         samples = []
-        for row, prompt, answer, source, verdict in zip(problems, prompts, answers, sources, verdicts, strict=True):
+        for row, answer, source, verdict in zip(problems, answers, sources, verdicts, strict=True):
             if verdict is None:
                 continue
             detail = {
                 "status": verdict.status, "passed": verdict.passed, "tests": verdict.tests, "program": source
             } | ({"base_passed": verdict.base_passed, "base_right": verdict.base_right} if plus else {})  # fmt: skip
-            score = float(verdict.right)
-            samples.append(Sample(self.name, row["id"], score, 1.0, "code", answer, detail, prompt))
+            score, detail = float(verdict.right), detail | answer.detail()
+            samples.append(Sample(self.name, row["id"], score, 1.0, "code", answer.text, detail, answer.prompt))
         scores = [share_score(self.name, "pass@1", [sample.score for sample in samples])]
         if plus:
             right = [float(sample.detail["base_right"]) for sample in samples]
             scores.append(share_score(self.name, "base_pass@1", right))
         scores = [replace(score, supersedes=self._supersedes()) for score in scores]
-        return TaskResult(scores, samples, {"sandbox": layers_in_force()})
+        result = TaskResult(scores, samples, {"sandbox": layers_in_force()})
+        return self.with_truncated(result, problems, answers)
 
     def _supersedes(self) -> str:
         """The task whose answers this one tests more strictly: it is called as this one is without "plus"."""
