@@ -16,7 +16,8 @@ from harness.data.sets import is_staged, rows
 from harness.errors import WinnowError
 from tasks.published.code import entry_point, problem_text, program
 from tasks.published.equality import Comparer
-from tasks.published.math import SHOTS, final_answer
+from tasks.published.final_answer import final_answer
+from tasks.published.math import NUMBERS, SHOTS
 from tasks.published.program_tests import CHECKED, PLUS, judge, limits
 from tasks.sandbox.run import Failed, Program, run_many
 
@@ -149,7 +150,8 @@ def evalplus_checks(data_set: str, problems: Sequence[Row]) -> Iterator[Check]:
 
 def math_checks(data_set: str, problems: Sequence[Row]) -> Iterator[Check]:
     with Comparer() as same:
-        outcomes = [same(final_answer(row["solution"]), str(row["answer"])) for row in problems]
+        taken = [final_answer(row["solution"], row["question"], data_set in NUMBERS).strict for row in problems]
+        outcomes = [same(given, str(row["answer"])) for given, row in zip(taken, problems, strict=True)]
     yield check(data_set, "solutions' final answers", problems, outcomes)
 
 

@@ -5,25 +5,24 @@ A base model sees ``shots`` worked examples first: these are the project's own, 
 (no training problem of it comes along with the staged data), so its scores do not compare to the point with those of
 the usual few-shot prompts; lm-eval's ``gsm8k`` (``tasks.published.lm_eval_task``) has those.
 
-The answer is what the last ``\boxed{}`` holds; without one, what stands behind the last ``####``; without either, the
-last number. It is right when it equals the data set's answer (``tasks.published.equality``).
+There are two scores, both of exact match (``tasks.published.equality``) with the data set's answer: the first reads the
+final answer as a person would, the second takes a box or ``####`` alone (``tasks.published.final_answer``). What a
+model thinks aloud is no answer, and a text that ends inside its thought is wrong.
 """
 
-import re
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import ClassVar
 
 from harness.contracts.backend import Backend
 from harness.contracts.record import Sample
 from harness.contracts.task import ModelTask, TaskResult
-from harness.data.boxed import last_boxed
 from harness.data.schema import Row
 from harness.errors import WinnowError
 from tasks.published.equality import Comparer
-from tasks.published.items import Benchmark, asks_in_chat, tokens_to_write
+from tasks.published.final_answer import final_answer
+from tasks.published.generative import GenerativeBenchmark
 from tasks.scores import share_score
 
-NUMBER = re.compile(r"-?\$?\d[\d,]*(?:\.\d+)?")
 REQUEST = "{question}\n\nPlease reason step by step, and put your final answer within \\boxed{{}}."
 STOP = ("\nQuestion:", "\n\n\n")
 GSM8K_SHOTS = (
@@ -51,19 +50,8 @@ MATH_SHOTS = (
     ("For which $x$ is $\\sqrt{2x - 6}$ a real number? Answer with an interval.",
      "We need $2x - 6 \\ge 0$, that is $x \\ge 3$. The interval is $\\boxed{[3, \\infty)}$."),
 )  # fmt: skip
+NUMBERS = ("gsm8k",)  # data sets whose answers are numbers
 SHOTS = {"gsm8k": GSM8K_SHOTS, "math_500": MATH_SHOTS}
-
-
-def final_answer(text: str) -> str:
-    """The answer that a solution ends in, by the rule of this module; nothing where it has none."""
-    boxed = last_boxed(text)
-    if boxed is not None:
-        return boxed.strip()
-    _, marked, behind = text.rpartition("####")
-    if marked:
-        return behind.strip().split("\n")[0].strip()
-    numbers = NUMBER.findall(text)
-    return str(numbers[-1]) if numbers else ""
 
 
 def few_shot(data_set: str, shots: int, question: str) -> str:
@@ -73,49 +61,53 @@ def few_shot(data_set: str, shots: int, question: str) -> str:
 
 
 @dataclass(frozen=True)
-class MathBenchmark(Benchmark, ModelTask):
-    """``exact_match``: the share of right final answers. ``data_set``: gsm8k or math_500.
+class MathBenchmark(GenerativeBenchmark, ModelTask):
+    """``exact_match``: the share of right final answers; ``exact_match_strict``: of those in the form asked for.
 
-    ``chat``: "auto", true or false (``asks_in_chat``); ``template`` goes to the chat template, such as
-    {enable_thinking: false}. ``shots``: examples for a model that is not asked in chat, up to 4. ``seconds``: how long
-    the comparison of one answer may take; one that takes longer is wrong, and its sample says so.
+    ``data_set``: gsm8k or math_500. A sample's score is that of ``exact_match``.
+
+    ``shots``: examples for a model that is not asked in chat, up to 4. ``seconds``: how long the comparison of one
+    answer may take; one that takes longer is wrong, and its sample says so.
     """
 
-    kind: ClassVar[str] = "generative"
+    version: ClassVar[int] = 2  # 2: answers are read as a person would; nothing is taken from a thought
 
     domain: str = "math"
     max_new_tokens: int = 1024
-    chat: bool | str = "auto"
-    template: dict[str, Any] = field(default_factory=dict)
     shots: int = 4
     seconds: float = 10.0
-
-    def tokens_to_write(self) -> int:
-        return self.longest_answers(self.max_new_tokens)
 
     def run(self, backend: Backend) -> TaskResult:
         self.require(tuple(SHOTS))
         if not 0 <= self.shots <= len(SHOTS[self.data_set]):
             raise WinnowError(f"{self.name}: shots={self.shots}: choose 0 to {len(SHOTS[self.data_set])}")
         problems = self.rows()
-        chat = asks_in_chat(backend, self.chat, self.name)
+        chat = self.in_chat(backend)
         prompts = [self._prompt(backend, row, chat) for row in problems]
-        stop = () if chat else STOP
-        length = tokens_to_write(backend, self.max_new_tokens)
-        answers = backend.generate(prompts, length, stop, progress=f"{self.name}: writing")
+        answers = self.answers(backend, prompts, () if chat else STOP)
         samples = []
         with Comparer(self.seconds) as same:
-            for row, prompt, answer in zip(problems, prompts, answers, strict=True):
-                given, expected, before = final_answer(answer), str(row["answer"]), same.timeouts
-                score = float(same(given, expected))
-                detail = {"given": given, "expected": expected, "compared": same.timeouts == before}
+            for row, answer in zip(problems, answers, strict=True):
+                expected, before = str(row["answer"]), same.timeouts
+                given, strict = final_answer(answer.answer, row["question"], self.data_set in NUMBERS)
+                right = same(given, expected)
+                right_strict = right if strict == given else same(strict, expected)
+                detail = {
+                    "given": given, "given_strict": strict, "right_strict": right_strict, "expected": expected,
+                    "compared": same.timeouts == before, **answer.detail(),
+                }  # fmt: skip
                 detail |= {key: row[key] for key in ("level", "type") if row.get(key) is not None}
-                samples.append(Sample(self.name, row["id"], score, 1.0, "math", answer, detail, prompt))
-        return TaskResult([share_score(self.name, "exact_match", [sample.score for sample in samples])], samples)
+                samples.append(
+                    Sample(self.name, row["id"], float(right), 1.0, "math", answer.text, detail, answer.prompt)
+                )
+        flexible = share_score(self.name, "exact_match", [sample.score for sample in samples])
+        strict_score = share_score(
+            self.name, "exact_match_strict", [float(sample.detail["right_strict"]) for sample in samples]
+        )
+        return self.with_truncated(TaskResult([flexible, strict_score], samples), problems, answers)
 
     def _prompt(self, backend: Backend, row: Row, chat: bool) -> str:
         if not chat:
             return backend.prompt(few_shot(self.data_set, self.shots, row["question"]))
-        return backend.prompt(
-            [{"role": "user", "content": REQUEST.format(question=row["question"].strip())}], **self.template
-        )
+        request = REQUEST.format(question=row["question"].strip())
+        return self.asked_in_chat(backend, [{"role": "user", "content": request}])

@@ -60,7 +60,7 @@ def test_a_task_and_a_corpus_run_from_staged_data_without_a_socket(root: str) ->
     assert rows("gsm8k", root) == QUESTIONS
     task = MathBenchmark("gsm8k", "gsm8k", root)
     result = task.run(ScriptedBackend(write=lambda prompt: "It is 4. #### 4"))
-    (accuracy,) = [score for score in result.scores if not score.part]
+    (accuracy,) = [score for score in result.scores if score.metric == "exact_match"]
     assert (accuracy.value, accuracy.n) == (1 / 6, 6)
     documents = hub_dataset("hub/name", "train", 3, seed=1, source="code", root=root, staged_as="evol_codealpaca")
     assert len(documents) == 3

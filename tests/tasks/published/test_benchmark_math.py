@@ -9,7 +9,8 @@ import pytest
 from harness.errors import WinnowError
 from tasks.published import equality as benchmark_equality
 from tasks.published.equality import Comparer, as_number, normalized
-from tasks.published.math import SHOTS, MathBenchmark, few_shot, final_answer
+from tasks.published.final_answer import final_answer
+from tasks.published.math import NUMBERS, SHOTS, MathBenchmark, few_shot
 from tests.tasks.scripted import ScriptedBackend
 from tests.tasks.staged import stage
 
@@ -22,24 +23,6 @@ HALF = {
     "level": 2,
     "type": "Algebra",
 }
-
-
-@pytest.mark.parametrize(
-    ("text", "answer"),
-    [
-        ("It is \\boxed{3}, no, \\boxed{\\frac{1}{2}}.", "\\frac{1}{2}"),
-        ("We get \\boxed{5} #### 6", "5"),
-        ("first #### 6 and\n#### 7 \nthe end", "7"),
-        ("So 3 apples and 1,234.50 pears.", "1,234.50"),
-        ("It costs $18.", "$18"),
-        ("between -5 and -4", "-4"),
-        ("\\boxed{never closed 7", "7"),
-        ("no number at all", ""),
-        ("", ""),
-    ],
-)
-def test_the_final_answer(text: str, answer: str) -> None:
-    assert final_answer(text) == answer
 
 
 @pytest.mark.parametrize(
@@ -116,17 +99,33 @@ def test_base_models_see_examples_and_chat_models_a_request(tmp_path: Path) -> N
 
 def test_the_examples_hold_their_own_answers_and_math_details_are_kept(tmp_path: Path) -> None:
     for name, shots in SHOTS.items():
-        assert all(final_answer(solution) for _, solution in shots), name
+        assert all(final_answer(solution, question, name in NUMBERS).strict for question, solution in shots), name
     root = stage(tmp_path, "math_500", [HALF])
     result = MathBenchmark("m", "math_500", root).run(ScriptedBackend(lambda prompt: "so $\\boxed{0.5}$"))
     assert result.samples[0].score == 1.0
     assert result.samples[0].detail == {
         "given": "0.5",
+        "given_strict": "0.5",
+        "right_strict": True,
         "expected": "\\frac12",
         "compared": True,
         "level": 2,
         "type": "Algebra",
     }
+
+
+def test_an_answer_that_ends_in_its_thought_is_wrong(tmp_path: Path) -> None:
+    root = stage(tmp_path, "gsm8k", [APPLES])
+    for opened, text, score, cut in (
+        ("<think>\n", "2 + 2 is 4, so \\boxed{4}. But", 0.0, True),
+        ("<think>\n", "Is it 5?</think>\n\nIt is 4.", 1.0, False),
+        ("", "<think>#### 4", 0.0, True),
+        ("<think>\n\n</think>\n\n", "It is 4.", 1.0, False),
+    ):
+        backend = ScriptedBackend(lambda prompt, text=text: text, has_chat_template=True)
+        backend.prompt = lambda messages, opened=opened, **options: f"{messages[0]['content']}\n{opened}"  # type: ignore
+        sample = MathBenchmark("gsm8k", "gsm8k", root).run(backend).samples[0]
+        assert (sample.score, sample.detail.get("truncated", False)) == (score, cut), text
 
 
 def test_bad_settings(tmp_path: Path) -> None:
