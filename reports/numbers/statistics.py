@@ -17,6 +17,7 @@ items, so the interval's half-width adds in quadrature that
 """
 
 import zlib
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -302,12 +303,21 @@ def _average(kind: str, strata: Sequence[np.ndarray]) -> np.ndarray:
         return np.exp(mean) if kind == "perplexity" else mean
 
 
-# Drawn once for each stratum: 250 items take 2 MB, and the 40,000 of a whole suite of benchmarks 320 MB together.
-@lru_cache(maxsize=64)
 def _times_drawn(stratum: str, count: int) -> np.ndarray:
     """(RESAMPLES, count): how often each item is drawn. The same for every cell, which is what pairs them.
 
-    Small whole numbers, in single precision because reading them is what a report spends its time on.
+    Small whole numbers, in single precision because reading them is what a report spends its time on. What was drawn is
+    kept, up to ``_MOST_KEPT``, since every cell asks for it.
     """
-    generator = np.random.default_rng(zlib.crc32(stratum.encode()))
-    return generator.multinomial(count, np.full(count, 1 / count), size=RESAMPLES).astype(np.float32)
+    key = stratum, count
+    if key not in _drawn:
+        generator = np.random.default_rng(zlib.crc32(stratum.encode()))
+        _drawn[key] = generator.multinomial(count, np.full(count, 1 / count), size=RESAMPLES).astype(np.float32)
+        while len(_drawn) > 1 and sum(times.nbytes for times in _drawn.values()) > _MOST_KEPT:
+            _drawn.popitem(last=False)
+    _drawn.move_to_end(key)
+    return _drawn[key]
+
+
+_drawn: OrderedDict[tuple[str, int], np.ndarray] = OrderedDict()  # the latest last
+_MOST_KEPT = 2**29  # bytes: 250 items take 2 MB, the 40,000 of all the papers' benchmarks 320 MB

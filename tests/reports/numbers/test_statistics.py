@@ -1,5 +1,6 @@
 """Against hand computation, exact distributions and a brute-force bootstrap."""
 
+from collections import OrderedDict
 from dataclasses import replace
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 from scipy.stats import binom, t
 
 from harness.contracts.record import Record, Sample, Score
+from reports.numbers import statistics
 from reports.numbers.statistics import Items, Measure, Part, difference, estimate, find_score
 
 SHARE = Measure("code", "code", (Part("code", "pass@1"),))
@@ -210,3 +212,18 @@ def test_same_numbers_every_time():
     base, base_items = of_code([1.0] * 14 + [0.0] * 6)
     cell, items = of_code([1.0] * 10 + [0.0] * 10)
     assert difference(SHARE, [cell], base, [items], base_items) == difference(SHARE, [cell], base, [items], base_items)
+
+
+def test_what_was_drawn_is_kept_up_to_so_many_bytes(monkeypatch):
+    monkeypatch.setattr(statistics, "_drawn", OrderedDict())
+    monkeypatch.setattr(statistics, "_MOST_KEPT", 3 * statistics.RESAMPLES * 10 * 4)
+    first = statistics._times_drawn("a", 10)
+    assert first.sum(axis=1).tolist() == [10] * statistics.RESAMPLES
+    assert statistics._times_drawn("a", 10) is first
+    for stratum in "bc":
+        statistics._times_drawn(stratum, 10)
+    statistics._times_drawn("a", 10)
+    statistics._times_drawn("d", 10)
+    assert [stratum for stratum, _ in statistics._drawn] == ["c", "a", "d"]  # what was asked for longest ago is gone
+    assert len(statistics._times_drawn("large", 100)[0]) == 100 and [*statistics._drawn] == [("large", 100)]
+    assert np.array_equal(statistics._times_drawn("a", 10), first) and statistics._times_drawn("a", 10) is not first
