@@ -89,6 +89,7 @@ Positive = Annotated[float, Field(gt=0)]
 Name = Annotated[Any, AfterValidator(_name)]
 Dtype = Literal["auto", "bfloat16", "float16", "float32", "float64"]
 Switch = Literal[True, False, "auto"]
+Thinking = Literal["auto", "on", "off", True, False]  # YAML reads on and off as true and false
 
 
 class _Checked(TypedDict, total=False):
@@ -136,6 +137,8 @@ class _Suite(_Checked, total=False):
     items: Annotated[Count | None, "items of each task, drawn with a fixed seed; null: all"]
     missing: Annotated[Literal["error", "skip"], "what becomes of tasks whose data data.root lacks"]
     max_new_tokens: Annotated[Count, "longest answer in tokens"]
+    thinking: Annotated[Thinking, "chat models: on or off by the template's own switch; auto: as it is"]
+    thinking_tokens: Annotated[Annotated[int, Field(ge=0)], "that an answer may have more for its thought"]
     include_path: Annotated[str | None, "lm_eval_local: folder of your tasks; null: lm-eval's own"]
     names: Annotated[list[str], "lm_eval_local: tasks, groups or tags"]
     num_fewshot: Annotated[Annotated[int, Field(ge=0)] | None, "lm_eval_local: examples; null: as the tasks say"]

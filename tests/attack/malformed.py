@@ -1,0 +1,397 @@
+"""Malformed settings, model folders and corpora. ``results`` runs a cell with each: one clear line must come of it.
+
+As data: the overrides of the command line, or what is spoilt in a tiny model or its calibration text, and words that
+the one line must hold.
+"""
+
+import contextlib
+import io
+import json
+import logging
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from harness import cli
+from harness.cells import sweep
+from tests.tiny import save_tiny
+
+TEXTS = ["def add(a, b):\n    return a + b\n", "Tom has 3 apples and buys 4 more.", "The mill stood by the river."]
+TURNS = {"messages": [{"role": "user", "content": "Add 3 and 4."}, {"role": "assistant", "content": "7"}]}
+SCORED = ("suite=reference", "suite.items=2", *(f"~suite.tasks.{one}" for one in ("code", "writing", "perplexity")))
+
+Spoil = Callable[[Path, Path], None]
+
+
+def _nothing(model: Path, corpus: Path) -> None: ...
+
+
+@dataclass(frozen=True)
+class Malformed:
+    """``says``: words of the line. ``spoil`` gets the model's folder and the calibration file."""
+
+    name: str
+    says: tuple[str, ...]
+    arguments: tuple[str, ...] = ()
+    spoil: Spoil = field(default=_nothing)
+
+
+def setting(text: str, *says: str) -> Malformed:
+    """The last of several overrides is the malformed one; the line must name its key."""
+    arguments = tuple(text.split(" "))
+    key = arguments[-1].partition("=")[0].lstrip("+~")
+    return Malformed(text, says or (key,), arguments)
+
+
+SETTINGS = [
+    setting("seed=abc", "seed=abc", "whole number"),
+    setting("seed=1.5", "seed=1.5", "whole number"),
+    setting("seed=-1", "seed=-1", "greater than or equal to 0"),
+    setting("seed=null", "seed=null", "whole number"),
+    setting("seed=true", "seed=true", "whole number"),
+    setting("ratio=abc", "ratio=abc", "1/3"),
+    setting("ratio=null"),
+    setting("ratio=-0.1"),
+    setting("ratio=1"),
+    setting("ratio=1/0"),
+    setting("ratio=nan"),
+    setting("ratio=inf"),
+    setting("ratio=[0.5]"),
+    setting("ratio=true"),
+    setting("layout=tight", "layout=tight", "compact", "expanded"),
+    setting("lower_top_k=maybe", "lower_top_k=maybe", "true or false"),
+    setting("keep_checkpoint=2", "keep_checkpoint=2", "true or false"),
+    setting("dry_run=perhaps", "dry_run=perhaps", "true or false"),
+    setting("strict_versions=no way"),
+    setting("output_dir=null", "output_dir=null", "folder"),
+    setting("output_dir=''", "output_dir=", "folder"),
+    setting("output_dir=[a,b]", "output_dir"),
+    setting("data.root=7", "data.root=7"),
+    setting("data=null"),
+    setting("model.dtype=foo", "model.dtype=foo", "bfloat16"),
+    setting("model.dtype=null"),
+    setting("model.dtype=int8", "float32"),
+    setting("model.device=cuda", "model.device=cuda", "cpu"),
+    setting("model.device=cuda:9", "cuda:9"),
+    setting("model.device=gpu", "model.device=gpu", "cuda"),
+    setting("model.device=null"),
+    setting("model.path=null"),
+    setting("model.path=''"),
+    setting("model.path=/nowhere/at/all", "/nowhere/at/all"),
+    setting("model.chat_template=yes please", "model.chat_template", "auto"),
+    setting("model=null", "model"),
+    setting("calibration.max_length=0", "calibration.max_length=0"),
+    setting("calibration.max_length=abc", "calibration.max_length=abc", "whole number"),
+    setting("calibration.num_sequences=-3", "calibration.num_sequences=-3"),
+    setting("calibration.num_sequences=two"),
+    setting("calibration.batch_size=0", "calibration.batch_size=0"),
+    setting("calibration.batch_size=many"),
+    setting("calibration.seed=x"),
+    setting("calibration.packing=dense"),
+    setting("calibration.packing=true calibration.max_blocks=0"),
+    setting("calibration.bos=true", "calibration.bos=true", "auto"),
+    setting("calibration.statistics=everything", "calibration.statistics"),
+    setting("calibration.statistics=[nonsense]", "nonsense"),
+    setting("calibration.statistics=3"),
+    setting("calibration.path=/no/such/file.jsonl", "/no/such/file.jsonl"),
+    setting("calibration=null"),
+    setting("calibration=code calibration.parts.code=-5", "calibration.parts", "-5"),
+    setting("calibration=code calibration.parts.code=many", "calibration.parts"),
+    setting("calibration=code +calibration.parts.cooking=5", "cooking"),
+    setting("calibration=mixture calibration.parts=[code:-4]", "code:-4"),
+    setting("calibration=mixture calibration.parts=[code]", "calibration.parts"),
+    setting("calibration=mixture calibration.parts=7", "calibration.parts"),
+    setting("calibration=mixture calibration.parts=[]", "calibration.parts"),
+    setting("calibration=mixture calibration.parts=[nothing:4]", "nothing"),
+    setting("calibration.corpus._target_=no.such.code", "calibration.corpus", "no.such.code"),
+    setting("calibration.corpus._target_=builtins.dict", "calibration.corpus"),
+    setting("method._target_=no.such.code", "method._target_=no.such.code", "imported"),
+    setting("method._target_=methods.no_such", "methods.no_such"),
+    setting("method._target_=os.path", "method._target_=os.path", "neither a class nor a function"),
+    setting("method._target_=builtins.dict", "method._target_=builtins.dict", "no method"),
+    setting("method._target_=", "method._target_"),
+    setting("method._target_=3"),
+    setting("~method._target_", "method"),
+    setting("method=null", "method"),
+    setting("+method.colour=red", "method", "colour", "scope"),
+    setting("method.scope=galaxy", "galaxy"),
+    setting("method.criterion=beauty", "beauty"),
+    setting("method.criterion=null", "criterion"),
+    setting("method=hc_smoe method.linkage=steel", "steel"),
+    setting("method=hc_smoe method.max_group_size=0", "max_group_size"),
+    setting("method=hc_smoe method.max_group_size=abc", "max_group_size"),
+    setting("method=m_smoe method.alignment=straight", "straight"),
+    setting("method=naee method.exhaustive_up_to=abc", "exhaustive_up_to"),
+    setting("method=coverage method.align=0", "align"),
+    setting("method=coverage method.align=abc", "align"),
+    setting("method=coverage method.min_channels=-1", "min_channels"),
+    setting("method=coverage method.layout=loose", "loose"),
+    setting("method=reap_coverage method.split=2", "split"),
+    setting("method=reap_coverage method.split=half", "split"),
+    setting("schedule=iterative schedule.rounds=0", "schedule.rounds=0"),
+    setting("schedule=iterative schedule.rounds=abc", "schedule.rounds=abc"),
+    setting("schedule._target_=builtins.dict", "schedule"),
+    setting("skip=calibrated skip.quantile=2", "skip.quantile=2"),
+    setting("skip=fixed skip.beta=abc", "skip.beta=abc"),
+    setting("quantize=int4 quantize.bits=5", "quantize.bits=5"),
+    setting("quantize=int4 quantize.group_size=-1", "quantize.group_size=-1"),
+    setting("quantize=int4 quantize.targets=everything", "quantize.targets=everything"),
+    setting("quantize._target_=builtins.dict quantize.name=x", "quantize"),
+    setting("suite=reference suite.items=abc", "suite.items=abc", "whole number"),
+    setting("suite=reference suite.items=0", "suite.items=0"),
+    setting("suite=reference suite.items=-1", "suite.items=-1"),
+    setting("suite=reference suite.items=1.5", "suite.items=1.5"),
+    setting("suite=reference suite.tasks.code.items=abc", "suite.tasks.code.items=abc"),
+    setting("suite=reference suite.tasks.code._target_=no.such.code", "suite.tasks.code", "no.such.code"),
+    setting("suite=reference suite.tasks.code._target_=builtins.dict", "suite.tasks.code", "no task"),
+    setting("suite=reference suite.tasks.code=3", "suite.tasks.code=3"),
+    setting("suite=reference +suite.tasks.code.colour=red", "colour"),
+    setting("suite=reference suite.tasks=null", "suite.tasks"),
+    setting("suite=paper_math suite.missing=guess", "suite.missing=guess", "skip"),
+    setting("suite=paper_math data.root=/nosuch", "/nosuch", "winnow-data stage"),
+    setting("suite=quick data.root=/nosuch", "/nosuch", "winnow-data stage"),
+    setting("suite=lm_eval_local suite.names=[arc_easy] suite.num_fewshot=-1", "suite.num_fewshot=-1"),
+    setting("suite=lm_eval_local suite.names=[arc_easy] suite.limit=0", "suite.limit=0"),
+    setting("suite=lm_eval_local suite.names=3", "suite.names=3"),
+    setting("backend=hf backend.open.batch_size=0", "backend.open.batch_size=0"),
+    setting("backend=hf backend.open.max_length=1", "backend.open.max_length=1"),
+    setting("backend.hf.open.batch_size=abc", "backend.hf.open.batch_size=abc"),
+    setting("backend=vllm backend.open.gpu_memory_utilization=7", "backend.open.gpu_memory_utilization=7"),
+    setting("backend=vllm backend.open.engine=fast", "backend.open.engine=fast"),
+    setting("backend=hf backend.open._target_=no.such.code", "backend.open", "no.such.code"),
+    setting("diagnostics=layers diagnostics.tokens=0", "diagnostics.tokens=0"),
+    setting("diagnostics=layers diagnostics.pairs=abc", "diagnostics.pairs=abc"),
+    setting("tracking=wandb tracking.mode=telepathy", "tracking.mode=telepathy", "offline"),
+    setting("tracking=wandb tracking.generations=-1", "tracking.generations=-1"),
+    setting("judge=openai judge.base_url=nowhere judge.model=m suite=paper_writing", "judge.base_url"),
+    setting("judge=openai judge.base_url=http://h/v1 judge.model=m judge.retries=-1", "judge.retries=-1"),
+    setting("judge=openai judge.base_url=http://h/v1 judge.model=m judge.timeout=soon", "judge.timeout=soon"),
+    setting("judge=openai judge.base_url=http://h/v1 judge.model=m judge.concurrency=0", "judge.concurrency=0"),
+    setting("colour=red", "colour"),
+    setting("method=nothing_like_it", "nothing_like_it", "reap"),
+    setting("ratio=", "ratio"),
+    setting("seed=${no.such.key}", "no.such.key"),
+]
+
+
+def config(**changes: Any) -> Spoil:
+    """config.json with these values; ``None`` removes a key."""
+
+    def spoil(model: Path, corpus: Path) -> None:
+        path = model / "config.json"
+        told = {**json.loads(path.read_text()), **changes}
+        path.write_text(json.dumps({key: value for key, value in told.items() if value is not None}))
+
+    return spoil
+
+
+def written(name: str, content: bytes) -> Spoil:
+    """A file of the model with this content."""
+
+    def spoil(model: Path, corpus: Path) -> None:
+        (model / name).unlink(missing_ok=True)
+        (model / name).write_bytes(content)
+
+    return spoil
+
+
+def _truncated(model: Path, corpus: Path) -> None:
+    path = model / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def _unreadable(name: str) -> Spoil:
+    """Nobody can read it, not even who may read everything: a link that leads back to itself."""
+
+    def spoil(model: Path, corpus: Path) -> None:
+        (model / name).unlink()
+        (model / name).symlink_to(model / name)
+
+    return spoil
+
+
+def _folder_instead(name: str) -> Spoil:
+    def spoil(model: Path, corpus: Path) -> None:
+        (model / name).unlink()
+        (model / name).mkdir()
+
+    return spoil
+
+
+def _template(text: str) -> Spoil:
+    """A chat template of the tokenizer, and a corpus with turns for it."""
+
+    def spoil(model: Path, corpus: Path) -> None:
+        (model / "chat_template.jinja").write_text(text)
+        corpus.write_text(json.dumps(TURNS) + "\n")
+
+    return spoil
+
+
+def _text(content: bytes) -> Spoil:
+    def spoil(model: Path, corpus: Path) -> None:
+        corpus.write_bytes(content)
+
+    return spoil
+
+
+def _index(model: Path, corpus: Path) -> None:
+    (model / "model.safetensors.index.json").write_text('{"weight_map": {"a": "no-such-file.safetensors"}}')
+
+
+MODELS = [
+    Malformed("config.json is a list", ("config.json",), spoil=written("config.json", b"[]")),
+    Malformed("config.json is null", ("config.json",), spoil=written("config.json", b"null")),
+    Malformed("config.json is a number", ("config.json",), spoil=written("config.json", b"3")),
+    Malformed("config.json is a text", ("config.json",), spoil=written("config.json", b'"model"')),
+    Malformed("config.json is not UTF-8", ("config.json", "UTF-8"), spoil=written("config.json", b'{"a": "\xff\xfe"}')),
+    Malformed("config.json is empty", ("config.json",), spoil=written("config.json", b"")),
+    Malformed("config.json is cut off", ("config.json",), spoil=written("config.json", b'{"model_type": "olm')),
+    Malformed("config.json is nested too deep", ("config.json",), spoil=written("config.json", b"[" * 100_000)),
+    Malformed("config.json is a folder", ("config.json",), spoil=_folder_instead("config.json")),
+    Malformed("config.json is a link to itself", ("config.json",), spoil=_unreadable("config.json")),
+    Malformed("no model type", ("model_type",), spoil=config(model_type=None)),
+    Malformed("model type is a list", ("model_type",), spoil=config(model_type=["olmoe"])),
+    Malformed("top-k is 0", ("num_experts_per_tok",), spoil=config(num_experts_per_tok=0)),
+    Malformed("top-k is negative", ("num_experts_per_tok",), spoil=config(num_experts_per_tok=-1)),
+    Malformed("top-k is true", ("num_experts_per_tok",), spoil=config(num_experts_per_tok=True)),
+    Malformed("top-k is a text", ("num_experts_per_tok",), spoil=config(num_experts_per_tok="two")),
+    Malformed("top-k is more than all", ("experts",), spoil=config(num_experts_per_tok=9)),
+    Malformed("no experts", ("num_experts",), spoil=config(num_experts=0)),
+    Malformed("number of experts is a text", ("num_experts",), spoil=config(num_experts="8")),
+    Malformed("no layers", ("num_hidden_layers",), spoil=config(num_hidden_layers=0)),
+    Malformed("layers missing", ("num_hidden_layers",), spoil=config(num_hidden_layers=None)),
+    Malformed("layers is a text", ("num_hidden_layers",), spoil=config(num_hidden_layers="two")),
+    Malformed("more layers than stored", ("model.layers.2",), spoil=config(num_hidden_layers=3)),
+    Malformed("width is a text", ("intermediate_size",), spoil=config(intermediate_size="wide")),
+    Malformed("another width", ("intermediate", "shape"), spoil=config(intermediate_size=24)),
+    Malformed("hidden size is 0", ("hidden_size",), spoil=config(hidden_size=0)),
+    Malformed("heads are 0", ("config.json",), spoil=config(num_attention_heads=0)),
+    Malformed("unknown rope type", ("rope",), spoil=config(rope_parameters={"rope_type": "lasso", "rope_theta": 1e4})),
+    Malformed("vocabulary too small", ("vocab_size=100", "300"), spoil=config(vocab_size=100)),
+    Malformed("unknown activation", ("config.json",), spoil=config(hidden_act="softserve")),
+    Malformed("dtype of the config", ("config.json",), spoil=config(dtype="float33", torch_dtype=None)),
+    Malformed("weights truncated", ("model.safetensors", "truncated"), spoil=_truncated),
+    Malformed("weights empty", ("model.safetensors",), spoil=written("model.safetensors", b"")),
+    Malformed("weights are text", ("model.safetensors",), spoil=written("model.safetensors", b"not weights" * 9)),
+    Malformed("weights are a folder", ("model.safetensors",), spoil=_folder_instead("model.safetensors")),
+    Malformed("weights cannot be read", ("model.safetensors",), spoil=_unreadable("model.safetensors")),
+    Malformed("shard missing", ("no-such-file.safetensors",), spoil=_index),
+    Malformed("index is a list", ("index.json",), spoil=written("model.safetensors.index.json", b"[]")),
+    Malformed("index not UTF-8", ("index.json",), spoil=written("model.safetensors.index.json", b'{"\xff')),
+    Malformed("tokenizer is a list", ("tokenizer",), spoil=written("tokenizer.json", b"[]")),
+    Malformed("tokenizer is null", ("tokenizer",), spoil=written("tokenizer.json", b"null")),
+    Malformed("tokenizer is not UTF-8", ("tokenizer",), spoil=written("tokenizer.json", b"\xff\xfe")),
+    Malformed("tokenizer config is a list", ("tokenizer",), spoil=written("tokenizer_config.json", b"[]")),
+    Malformed(
+        "generation config is a list", ("generation_config",), SCORED, written("generation_config.json", b"[]")
+    ),
+    Malformed(
+        "generation config not UTF-8", ("generation_config",), SCORED, written("generation_config.json", b'{"\xff"}')
+    ),
+    Malformed("template raises", ("chat template",), spoil=_template("{{ raise_exception('no user') }}")),
+    Malformed("template divides by zero", ("chat template",), spoil=_template("{{ 1 / 0 }}")),
+    Malformed("template is no template", ("chat template",), spoil=_template("{% for %}")),
+    Malformed("template calls itself", ("chat template",), spoil=_template("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}")),
+    Malformed(
+        "template loops for ever",
+        ("chat template",),
+        spoil=_template("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"),
+    ),
+    Malformed("template writes for ever", ("chat template",), spoil=_template("{{ 'a' * 9999999999999 }}")),
+]
+
+CORPORA = [
+    Malformed("corpus empty", ("empty",), spoil=_text(b"")),
+    Malformed("corpus of empty texts", ("empty",), spoil=_text(b'{"text": ""}\n')),
+    Malformed("corpus is a number", ("corpus.jsonl",), spoil=_text(b"3\n")),
+    Malformed("corpus cut off", ("corpus.jsonl",), spoil=_text(b'{"text": "a"}\n{"tex')),
+    Malformed("corpus not UTF-8", ("corpus.jsonl",), spoil=_text(b'{"text": "\xff\xfe"}\n')),
+    Malformed("corpus without text", ("corpus.jsonl",), spoil=_text(b'{"colour": "red"}\n')),
+    Malformed("text is a number", ("corpus.jsonl",), spoil=_text(b'{"text": 3}\n')),
+    Malformed("messages is a text", ("corpus.jsonl",), spoil=_text(b'{"messages": "hello"}\n')),
+]
+ALL = [*SETTINGS, *MODELS, *CORPORA]
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How the command ended: its exit status, its lines for the person, whether a traceback was printed."""
+
+    status: int
+    lines: tuple[str, ...]
+    traceback: bool
+    left: tuple[str, ...]
+
+    def is_clear(self, one: Malformed) -> bool:
+        """One line with the words, exit status 2, no traceback, and no record."""
+        words = self.status == 2 and len(self.lines) == 1 and all(word in self.lines[0] for word in one.says)
+        return words and not self.traceback and not self.left
+
+
+def run(one: Malformed, folder: Path) -> Ending:
+    """A cell of a tiny model with what is malformed, in this process; ``folder`` is empty."""
+    model, corpus, out = folder / "model", folder / "corpus.jsonl", folder / "out"
+    save_tiny(model, "olmoe")
+    corpus.write_text("".join(json.dumps({"text": text * 3}) + "\n" for text in TEXTS))
+    one.spoil(model, corpus)
+    options = {
+        "model": "local", "model.path": str(model), "calibration": "local", "calibration.path": str(corpus),
+        "calibration.max_length": "64", "suite": "none", "output_dir": str(out), "progress": "false",
+    }  # fmt: skip
+    own = [argument.partition("=") for argument in one.arguments]
+    for key, _, _ in own:
+        options.pop(key, None)
+        if key == "calibration":
+            options = {name: value for name, value in options.items() if not name.startswith("calibration")}
+        if key == "model":
+            options = {name: value for name, value in options.items() if not name.startswith("model.")}
+    words = [f"{key}={value}" for key, value in options.items()] + list(one.arguments)
+    told = io.StringIO()
+    with _as_command(words), contextlib.redirect_stderr(told), contextlib.redirect_stdout(io.StringIO()):
+        try:
+            cli.main()
+            status = 0
+        except SystemExit as stop:
+            status = int(stop.code or 0)
+        except Exception as error:  # what would be a traceback
+            status = 1
+            told.write(f"Traceback: {type(error).__name__}: {error}\n")
+    lines = told.getvalue().splitlines()
+    left = tuple(str(path.relative_to(folder)) for path in sorted(out.glob("records/*.json")))
+    own_lines = tuple(line for line in lines if line.startswith("winnow:"))
+    return Ending(status, own_lines, any("Traceback" in line for line in lines), left)
+
+
+def results(folder: Path) -> dict[str, Ending]:
+    """Every malformed input, by its name; ``folder`` is where they run."""
+    found = {}
+    for place, one in enumerate(ALL):
+        (folder / str(place)).mkdir()
+        found[one.name] = run(one, folder / str(place))
+    return found
+
+
+def count(folder: Path) -> tuple[int, int]:
+    """How many gave one clear line, and of how many."""
+    found = results(folder)
+    return sum(found[one.name].is_clear(one) for one in ALL), len(ALL)
+
+
+@contextlib.contextmanager
+def _as_command(words: list[str]) -> Iterator[None]:
+    """What Hydra leaves in the process is put back; signals stay as they are."""
+    arguments, handlers, level = sys.argv, logging.root.handlers[:], logging.root.level
+    sys.argv = ["winnow", *words]
+    sweep.launched.clear()
+    try:
+        with warnings.catch_warnings():
+            yield
+    finally:
+        sys.argv = arguments
+        logging.root.handlers[:] = handlers
+        logging.root.setLevel(level)
+        logging.captureWarnings(False)
