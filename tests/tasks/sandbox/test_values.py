@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tasks.sandbox.run import same
+from tasks.sandbox.run import Failed, same
 from tasks.sandbox.values import DEEPEST, ROOM, decode, encode
 
 PRIME = 2**61 - 1
@@ -81,3 +81,19 @@ def test_sets_of_another_size_are_told_apart_at_once() -> None:
     assert not same({i * PRIME for i in range(2000)}, {1, 2})
     assert not same({1, 2}, {True, 2}) and not same({1: 2}, {True: 2}) and same({1: {2}}, {1: {2}})
     assert time.thread_time() - started < 1.0
+
+
+@pytest.mark.parametrize(
+    ("actual", "expected"),
+    [(True, 1), (1, 1.0), ((1,), [1]), ([True], [1]), ({1: 2}, {True: 2}), ({"a": 1}, {"a": 1.0}),
+     ({1}, {True}), ("1", 1), ([1, 2], [2, 1]), ([1], [1, 1]), (Failed("x"), Failed("x")), (None, 0),
+     (b"1", "1"), (Fraction(1), 1), (Decimal(1), 1), ({1, 2}, {1}), ({1}, {1, 2}), ({1: 2, 2: 2}, {1: 2})],
+)  # fmt: skip
+def test_equal_is_not_the_same(actual: object, expected: object) -> None:
+    assert not same(actual, expected)
+    assert expected is None or isinstance(expected, Failed) or same(expected, expected)
+
+
+def test_order_of_dicts_does_not_count_but_their_values_do() -> None:
+    assert same({"a": [1], "b": 2}, {"b": 2, "a": [1]})
+    assert not same({"a": [1], "b": 2}, {"b": 2, "a": [2]})
