@@ -46,6 +46,7 @@ class Evaluation:
             replace(score, kind=score.kind or task.kind, domain=score.domain or task.domain) for score in result.scores
         )
         self.samples.extend(result.samples)
+        self.engine.update(result.facts)
 
     @contextmanager
     def noting_broken(self, task: str) -> Iterator[None]:
