@@ -1,7 +1,8 @@
-"""Claims of the literature, tested on the records of a sweep: the entries' vocabulary, the tests and the verdicts.
+"""Claims of the literature, tested on the records of a sweep: the tests and the verdicts.
 
-A claim is data (``reports/claims/list.py``): what it says, where it was claimed, and one of four tests. Every test
-gives two one-sided p-values, that the claim holds and that its contrary does. The verdict:
+A claim is data (``reports/claims/list.py``): what it says, where it was claimed, and one of four tests, in the words of
+``reports/claims/vocabulary.py``. Every test gives two one-sided p-values, that the claim holds and that its contrary
+does. The verdict:
 
 - p is twice the smaller of the two, corrected by Holm's rule over all claims that could be tested.
 - *holds* or *does not hold* where that is below 0.05, by the side which is the smaller.
@@ -23,95 +24,31 @@ from dataclasses import dataclass, field, replace
 from itertools import permutations
 
 from reports.claims.selection import Cell, matches
+from reports.claims.vocabulary import (
+    CHOICE,
+    GENERATION,
+    PERPLEXITY,
+    AllAbove,
+    Claim,
+    Contrast,
+    FewLargeGroups,
+    RanksDiffer,
+    RanksFollow,
+    said,
+)
 from reports.numbers.broken import faults
 from reports.numbers.contrasts import EACH, Comparer, Term
 from reports.numbers.layer_samples import NO_MORE, PARTS, of_layers, unit_of
 from reports.numbers.load import Panel, Row
 from reports.numbers.measures import averages, reference_columns
 from reports.numbers.paired import ALL_PERMUTATIONS, ALPHA, Comparison, arrangements, holm, rank_correlation, two_sided
+from reports.numbers.probes import LAYERS
 from reports.numbers.statistics import Measure
 from reports.tables.comparisons import effect_text, reverse, size_text
 from reports.tables.formats import format_value
 
 HOLDS, FAILS, UNDECIDED, NOT_TESTED = "holds", "does not hold", "undecided", "not tested"
 NOT_RUN, BROKEN = "not run", "broken"
-# What claims call the averages over the tasks of a panel (``reports.numbers.measures``), whatever tasks these are.
-GENERATION, CHOICE, PERPLEXITY = "generation", "multiple_choice", "perplexity"
-
-
-@dataclass(frozen=True)
-class Contrast:
-    """The sum of weight x measure over cells is above the threshold (measures by their name in the claims' table)."""
-
-    name: str
-    terms: tuple[tuple[float, str, Cell], ...]
-    threshold: float = 0.0
-
-
-@dataclass(frozen=True)
-class AllAbove:
-    """Every contrast is above its threshold."""
-
-    contrasts: tuple[Contrast, ...]
-
-
-@dataclass(frozen=True)
-class RanksFollow:
-    """Over cells and layers, the second measure rises with the first (Spearman's rho above 0).
-
-    Whole cells and whole layers are permuted: of two cells, or layers, of one kind the second proves little.
-    """
-
-    first: str
-    second: str
-    cells: tuple[Cell, ...]
-
-
-@dataclass(frozen=True)
-class RanksDiffer:
-    """Some cell is better than another by the first measure and worse by the second.
-
-    Tests every pair, corrected for their number; the contrary is that both measures put every pair in the same order.
-    ``least`` cells are needed; those that are missing beyond that are left out.
-    """
-
-    first: str
-    second: str
-    cells: tuple[Cell, ...]
-    least: int = 3
-
-
-@dataclass(frozen=True)
-class FewLargeGroups:
-    """In the layers of the cells most groups are single experts, and the largest is many times the mean group.
-
-    Counts of the plans, not samples: holds where it is so in at least nine of ten layers, does not hold where in half
-    of them or fewer, else undecided.
-    """
-
-    cells: tuple[Cell, ...]
-    singletons: float = 0.5
-    times_mean: float = 4.0
-
-
-@dataclass(frozen=True)
-class Claim:
-    """``suite`` names the one whose scores are needed, where the reference suite lacks them; ``also`` holds what else a
-    command has to say so that a cell leaves what is needed.
-    """
-
-    id: str
-    says: str
-    source: str
-    test: AllAbove | RanksFollow | RanksDiffer | FewLargeGroups
-    suite: str = ""
-    also: tuple[str, ...] = ()
-
-    def cells(self) -> tuple[Cell, ...]:
-        """Every cell that the test looks at, in its order."""
-        if not isinstance(self.test, AllAbove):
-            return self.test.cells
-        return tuple(dict.fromkeys(cell for one in self.test.contrasts for *_, cell in one.terms))
 
 
 @dataclass(frozen=True)
@@ -192,7 +129,7 @@ class View:
         broken = [fault for record in row.records for task in tasks for fault in faults(record, task)]
         if broken:
             return f"{BROKEN} ({'; '.join(broken)})"
-        if tasks == ["layers"]:
+        if tasks == [LAYERS]:
             return f"was run without diagnostics=layers, which measures {measure.label}"
         told = (s.task for record in self.panel.records() for s in record.scores)
         if not {*tasks} & {*told}:
@@ -202,11 +139,6 @@ class View:
     def compare(self, contrast: Contrast) -> Comparison | None:
         terms = [(weight, self.measure(name), self.row(cell)) for weight, name, cell in contrast.terms]
         return self.comparer.compare([Term(weight, m, row) for weight, m, row in terms if row is not None])
-
-
-def said(name: str) -> str:
-    """What an average is called in words."""
-    return name.replace("_", " ")
 
 
 def evaluate_claims(claims: Sequence[Claim], panels: Sequence[Panel], measures: Mapping[str, Measure]) -> list[Finding]:

@@ -4,7 +4,8 @@ A new claim is one entry. Sources name what the claim was made in; "none on file
 no publication is cited for it here.
 """
 
-from reports.claims.evaluate import (
+from reports.claims.selection import Cell
+from reports.claims.vocabulary import (
     CHOICE,
     GENERATION,
     PERPLEXITY,
@@ -16,7 +17,7 @@ from reports.claims.evaluate import (
     RanksFollow,
     said,
 )
-from reports.claims.selection import Cell
+from reports.numbers import probes
 from reports.numbers.contrasts import EACH, SAMPLE_SCORE
 from reports.numbers.statistics import Measure, Part
 
@@ -30,14 +31,14 @@ def _number(name: str, label: str, part: Part) -> Measure:
 
 
 _MEASURES = [
-    Measure("diversity", "n-gram diversity (2, 3 and 4)", (Part("diversity", SAMPLE_SCORE),)),
-    _number("drift_early", "divergence at position 1", Part("drift", "js", "position 1-1")),
-    _number("drift_late", "divergence at positions 17 to 32", Part("drift", "js", "position 17-32")),
-    _number("calibration_error", "calibration error", Part("calibration_error", "ece")),
-    _number("measured_error", "measured layer error", Part("layers", "measured_error", EACH)),
-    _number("predicted_error", "predicted layer error", Part("layers", "predicted_error", EACH)),
-    _number("spread", "spread of expert outputs, of the original", Part("layers", "spread_ratio", EACH)),
-    _number("aligned_distance", "distance within aligned groups", Part("layers", "aligned_distance", EACH)),
+    Measure("diversity", "n-gram diversity (2, 3 and 4)", (Part(probes.DIVERSITY, SAMPLE_SCORE),)),
+    _number("drift_early", "divergence at position 1", Part(probes.DRIFT, "js", "position 1-1")),
+    _number("drift_late", "divergence at positions 17 to 32", Part(probes.DRIFT, "js", "position 17-32")),
+    _number("calibration_error", "calibration error", Part(probes.CALIBRATION_ERROR, "ece")),
+    _number("measured_error", "measured layer error", Part(probes.LAYERS, "measured_error", EACH)),
+    _number("predicted_error", "predicted layer error", Part(probes.LAYERS, "predicted_error", EACH)),
+    _number("spread", "spread of expert outputs, of the original", Part(probes.LAYERS, "spread_ratio", EACH)),
+    _number("aligned_distance", "distance within aligned groups", Part(probes.LAYERS, "aligned_distance", EACH)),
 ]
 # Name in the claims -> what it is in the records, of the probes: tasks that are no probes enter by kind and domain.
 MEASURES = {measure.name: measure for measure in _MEASURES}

@@ -12,6 +12,7 @@ from reports.figures.palette import looks
 from reports.figures.scores import _STYLE
 from reports.numbers.load import Row
 from reports.numbers.measures import Results
+from reports.numbers.probes import DRIFT
 from reports.numbers.statistics import Estimate, Measure, Part, estimate
 
 WIDTH = 6.9  # inches: three panels across, for a figure over two columns
@@ -69,11 +70,11 @@ def drift_by_position(results: Results, corpus: str) -> Figure | None:
 
 def curve(row: Row, metric: str, kind: str) -> list[tuple[int, Estimate]]:
     """(last position of a stretch, the measure there) of each stretch that all cells of the row have a score for."""
-    stretches = {s.part for r in row.records for s in r.scores if (s.task, s.metric) == ("drift", metric)}
+    stretches = {s.part for r in row.records for s in r.scores if (s.task, s.metric) == (DRIFT, metric)}
     points = []
     for stretch in stretches:
         if stretch.startswith("position "):
-            found = estimate(Measure(metric, metric, (Part("drift", metric, stretch),), kind), row.records)
+            found = estimate(Measure(metric, metric, (Part(DRIFT, metric, stretch),), kind), row.records)
             if found is not None and np.isfinite(found.value):
                 points.append((int(stretch.rpartition("-")[2]), found))
     return sorted(points, key=lambda point: point[0])

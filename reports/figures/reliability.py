@@ -13,6 +13,7 @@ from reports.figures.palette import looks
 from reports.figures.scores import _STYLE
 from reports.numbers.load import Row
 from reports.numbers.measures import Results
+from reports.numbers.probes import CALIBRATION_ERROR
 
 WIDTH = 2.3  # inches a panel
 NOTE = (
@@ -24,7 +25,7 @@ NOTE = (
 
 def reliability(record: Record) -> list[tuple[float, float, float, float, int]]:
     """(mean confidence, share right, its interval's ends, questions) of each bin, by confidence."""
-    scores = {(s.metric, s.part): s for s in record.scores if s.task == "calibration_error"}
+    scores = {(s.metric, s.part): s for s in record.scores if s.task == CALIBRATION_ERROR}
     points = []
     for (metric, part), share in scores.items():
         confidence = scores.get(("reliability_confidence", part))

@@ -17,9 +17,9 @@ import numpy as np
 from harness.contracts.record import Record
 from harness.records.store import RecordStore
 from reports.numbers.load import Panel, Row
+from reports.numbers.probes import CALIBRATION_ERROR, DRIFT
 from reports.numbers.statistics import Items, Part
 
-DRIFT, CALIBRATION = "drift", "calibration_error"
 BINS = 15  # as of tasks.probes.confidence
 Sample = tuple[str, str, str, float]  # task, domain, item, score
 _COLUMNS = ("task", "domain", "item", "detail")
@@ -49,13 +49,13 @@ def _samples(folder: Path, record: Record) -> Items | None:
             break
     else:
         return None
-    rows = [row for row in table.to_pylist() if row["task"] in (DRIFT, CALIBRATION)]
+    rows = [row for row in table.to_pylist() if row["task"] in (DRIFT, CALIBRATION_ERROR)]
     told = [(row, json.loads(row["detail"])) for row in rows]
     parts = [score.part for score in record.scores if (score.task, score.metric) == (DRIFT, "js")]
     spans = [part for part in parts if part.startswith("position ")]
     samples = [
         *_of_drift([(row["item"], detail) for row, detail in told if row["task"] == DRIFT], spans),
-        *_of_calibration([(row["item"], detail) for row, detail in told if row["task"] == CALIBRATION]),
+        *_of_calibration([(row["item"], detail) for row, detail in told if row["task"] == CALIBRATION_ERROR]),
     ]
     columns = dict(zip(("task", "domain", "item", "score"), zip(*samples, strict=True), strict=True)) if samples else {}
     return Items.from_columns({**columns, "weight": [1.0] * len(samples)}) if samples else None
@@ -77,4 +77,4 @@ def _of_calibration(questions: Sequence[tuple[str, Mapping[str, Any]]]) -> Itera
         places = np.clip(np.ceil(sure * BINS) - 1, 0, BINS - 1).astype(np.intp)
         signs = np.sign(np.bincount(places, weights=sure - right, minlength=BINS))
         for (item, *_), score in zip(known, signs[places] * (sure - right), strict=True):
-            yield f"{CALIBRATION}/ece", "", item, float(score)
+            yield f"{CALIBRATION_ERROR}/ece", "", item, float(score)

@@ -19,10 +19,10 @@ from typing import Any
 
 import numpy as np
 
+from reports.numbers import probes
 from reports.numbers.load import Panel, Row, read_diagnostics
 from reports.numbers.statistics import Items, Part
 
-TASK = "layers"
 PARTS, GROUPS, LAYERS = "parts of the calibration tokens", "groups of merged experts", "layers"
 # Why there cannot be more of them.
 NO_MORE = {
@@ -68,7 +68,7 @@ def of_layers(part: Part, row: Row) -> dict[str, float]:
 
 
 def _task(metric: str) -> str:
-    return f"{TASK}/{metric}"
+    return f"{probes.LAYERS}/{metric}"
 
 
 def _with_samples(folder: Path, row: Row) -> Row:

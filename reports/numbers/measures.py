@@ -1,8 +1,7 @@
 """The columns of the reports, and their values for every row of a panel.
 
 Columns and averages ask for the kind and the domain of a score, never for the name of a task: so the same report serves
-the reference suite, the papers' suites and a user's own. The probes, which have tables of their own, are named here
-alone.
+the reference suite, the papers' suites and a user's own. Probes have tables of their own (``reports.numbers.probes``).
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -12,6 +11,7 @@ from typing import Any
 from harness.contracts.record import Record, Score
 from reports.numbers.comparable import differing
 from reports.numbers.load import Panel, Row, RowKey
+from reports.numbers.probes import NGRAM_DIVERSITY, diagnostic_measures, has_diversity, tabled_tasks
 from reports.numbers.statistics import Estimate, Measure, Part, difference, estimate
 
 GENERATIVE, CHOICE, PERPLEXITY, PROBE = "generative", "choice", "perplexity", "probe"
@@ -25,68 +25,9 @@ _AVERAGES = {
     PERPLEXITY: ("perplexity_average", "perplexity average"),
 }
 _DOMAINS = ("code", "math", "writing", "knowledge", "real_text")
-_SHARES = {"acc", "acc_norm", "exact_match", "pass@1", "win_rate", "share", "elements"}
+_SHARES = {"acc", "acc_norm", "exact_match", "pass@1", "win_rate", "share", "elements", "truncated"}
 # How long a text is, and how many verdicts are missing, say nothing of its worth.
 _UNRANKED = {"characters", "verdicts"}
-
-# --- probes -----------------------------------------------------------------------------------------------------------
-
-# Not ranked: broken text can be as diverse as it likes.
-DIVERSITY = Measure(
-    "diversity", "3-gram diversity", (Part("diversity", "ngram_diversity_3"),), kind="number", ranked=False
-)
-
-
-def _drift(metric: str, label: str, kind: str, higher_is_better: bool = False, ranked: bool = True) -> Measure:
-    return Measure(f"drift_{metric}", label, (Part("drift", metric),), kind, higher_is_better, ranked)
-
-
-# Not ranked: entropies, where the texts part of a model that may seldom part, and the perplexity of text that may be
-# likely because it loops.
-DRIFT = (
-    _drift("js", "JS divergence", "number"),
-    _drift("free_js", "free-running JS divergence", "number"),
-    _drift("kl_from_baseline", "KL(baseline ‖ model)", "number"),
-    _drift("kl_to_baseline", "KL(model ‖ baseline)", "number"),
-    _drift("esap", "ESAP", "share", higher_is_better=True),
-    _drift("top1_agreement", "top-1 agreement", "share", higher_is_better=True),
-    _drift("entropy", "entropy", "number", ranked=False),
-    _drift("parting_position", "parting position", "count", ranked=False),
-    _drift("same_text", "same text", "share", higher_is_better=True),
-    _drift("cross_perplexity", "cross-perplexity", "perplexity", ranked=False),
-)
-# Not ranked: what broken text can have as much of as it likes, and how long a text is.
-GENERATION = (
-    Measure("degenerate", "in a loop", (Part("generation", "degenerate"),), higher_is_better=False),
-    Measure("empty", "empty", (Part("generation", "empty"),), higher_is_better=False),
-    Measure("length", "length", (Part("generation", "length"),), kind="count", ranked=False),
-    Measure(
-        "self_repetition", "self-repetition", (Part("generation", "self_repetition"),),
-        higher_is_better=False, ranked=False,
-    ),
-    *(
-        Measure(f"{metric}_{n}", f"{label}{n}", (Part("diversity", f"{metric}_{n}"),), kind="number", ranked=False)
-        for metric, label in (("ngram_diversity", "diversity-"), ("distinct", "distinct-"))
-        for n in (2, 3, 4)
-    ),
-)  # fmt: skip
-
-
-def _calibration(metric: str, label: str, ranked: bool = False) -> Measure:
-    return Measure(metric, label, (Part("calibration_error", metric),), "number", False, ranked)
-
-
-# Not ranked: what is a reference for the error, and what says only its direction.
-CALIBRATION = (
-    _calibration("ece", "ECE", ranked=True),
-    _calibration("ece_adaptive", "adaptive ECE", ranked=True),
-    _calibration("ece_by_chance", "ECE by chance"),
-    _calibration("brier", "Brier score", ranked=True),
-    _calibration("overconfidence", "overconfidence"),
-)
-# Probes that have tables of their own.
-_TABLED = {m.parts[0].task for m in (DIVERSITY, *DRIFT, *GENERATION, *CALIBRATION)} | {"layers"}
-
 
 # --- columns ----------------------------------------------------------------------------------------------------------
 
@@ -114,8 +55,7 @@ def columns_of(records: Iterable[Record]) -> list[Column]:
     kept = list(records)
     hidden = {part for record in kept for part in _parts_of_groups(record)}
     whole = {score.task for record in kept for score in record.scores if not score.part}
-    ask_again = {score.task for record in kept for score in record.scores if score.metric == "consistent"}
-    elsewhere = _TABLED | ask_again
+    elsewhere = tabled_tasks(kept)
     found: dict[tuple[str, str], Column] = {}
     for score in (score for record in kept for score in record.scores):
         own_part = bool(score.part) and score.task in whole
@@ -242,12 +182,8 @@ def main_measures(records: Sequence[Record], baseline: Record | None = None) -> 
         own = [column.measure for column in columns if column.kind == kind]
         measures += [head] if head is not None and (kind == GENERATIVE or len(head.parts) > 1) else []
         measures += own
-    diverse = any((s.task, s.metric) == _key(DIVERSITY) for record in records for s in record.scores)
-    return [*measures, *[DIVERSITY] * diverse, *(c.measure for c in columns if c.kind not in heads)]
-
-
-def _key(measure: Measure) -> tuple[str, str]:
-    return measure.parts[0].task, measure.parts[0].metric
+    diverse = [NGRAM_DIVERSITY] * has_diversity(records)
+    return [*measures, *diverse, *(c.measure for c in columns if c.kind not in heads)]
 
 
 def part_measures(records: Iterable[Record], whole: Measure) -> list[Measure]:
@@ -260,31 +196,6 @@ def part_measures(records: Iterable[Record], whole: Measure) -> list[Measure]:
             label, only = part.replace("_", " "), (Part(task, metric, part),)
             measures.append(Measure(f"{task}_{part}", label, only, whole.kind, whole.higher_is_better))
     return measures
-
-
-def consistency_measures(records: Iterable[Record]) -> list[Measure]:
-    """For each way to ask again: how many questions got the same answer, and the accuracy beside it."""
-    found = {
-        (s.task, s.part): None for record in records for s in record.scores if s.metric == "consistent"
-    }  # in the order of the tasks
-    return [
-        Measure(f"{task}_{part}_{metric}", f"{_form(task, part)}: {label}", (Part(task, metric, part),))
-        for task, part in found
-        for metric, label in (("consistent", "same answer"), ("acc", "accuracy"))
-    ]
-
-
-def _form(task: str, part: str) -> str:
-    return (part if task == "consistency" else task).replace("_", " ")
-
-
-def diagnostic_measures(records: Sequence[Record]) -> list[Measure]:
-    """Drift, what is to say of the texts, calibration and consistency, where some record has a score for it."""
-    found = {(score.task, score.metric) for record in records for score in record.scores}
-    tasks = {task for task, _ in found}
-    kept = DRIFT * ("drift" in tasks) + GENERATION * ("generation" in tasks) + CALIBRATION
-    known = [m for m in kept if _key(m) in found]
-    return known + consistency_measures(records)
 
 
 # --- a panel's values -------------------------------------------------------------------------------------------------

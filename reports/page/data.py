@@ -21,14 +21,12 @@ from reports.figures.reliability import reliability
 from reports.numbers.broken import faults
 from reports.numbers.load import NO_CORPUS, Panel, Row
 from reports.numbers.measures import (
-    CALIBRATION,
     Results,
-    consistency_measures,
-    diagnostic_measures,
     memory_reduction,
     parameters_removed,
     weights_megabytes,
 )
+from reports.numbers.probes import CALIBRATION_MEASURES, consistency_measures, diagnostic_measures
 from reports.numbers.statistics import Estimate, Measure
 from reports.tables.formats import format_estimate
 from reports.tables.layers import layer_numbers
@@ -140,9 +138,11 @@ def _measure(measure: Measure, results: Results) -> dict[str, Any]:
         group = "scores"
     elif measure.name in {m.name for m in diagnostic_measures(records)}:
         group = "drift, texts and answers"
-    label = measure.label if group != "scores by domain" else f"{measure.parts[0].task}: {measure.label}"
+    label = measure.label
+    if group == "scores by domain":
+        label = f"{measure.parts[0].task if len(measure.parts) == 1 else 'average'}: {label}"
     section = "scores"
-    if measure in CALIBRATION:
+    if measure in CALIBRATION_MEASURES:
         section = "calibration"
     elif measure.name in {m.name for m in consistency_measures(records)}:
         section = "consistency"

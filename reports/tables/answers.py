@@ -6,17 +6,15 @@ from harness.contracts.record import Record
 from reports.numbers.best import BOLD_NOTE
 from reports.numbers.load import NO_CORPUS, Row
 from reports.numbers.measures import (
-    CALIBRATION,
     Results,
-    consistency_measures,
-    diagnostic_measures,
     part_measures,
 )
+from reports.numbers.probes import CALIBRATION_MEASURES, consistency_measures, diagnostic_measures
 from reports.numbers.statistics import Measure, estimate
 from reports.tables.formats import MISSING, Table, format_estimate, format_span
 from reports.tables.scores import scores_table
 
-ECE = CALIBRATION[0]
+ECE = CALIBRATION_MEASURES[0]
 _ECE_NOTE = (
     "ECE is the mean over questions of the gap between mean confidence and share of right answers in a question's bin "
     "of confidence; confidence is the largest softmax probability over the choices' log-likelihoods. It is biased "
@@ -49,7 +47,7 @@ _SHIFT_NOTE = (
 def calibration_table(results: Results, corpus: str) -> Table | None:
     """None where no record has a calibration error."""
     records = results.panel.records()
-    measures = [m for m in diagnostic_measures(records) if m in CALIBRATION]
+    measures = [m for m in diagnostic_measures(records) if m in CALIBRATION_MEASURES]
     if not measures:
         return None
     choices = [results.averages.choice] if results.averages.choice is not None else []

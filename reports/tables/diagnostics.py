@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 from harness.contracts.record import Record, Score
 from reports.numbers.best import BOLD_NOTE
-from reports.numbers.measures import DRIFT, GENERATION, Results, diagnostic_measures
+from reports.numbers.measures import Results
+from reports.numbers.probes import DRIFT, DRIFT_MEASURES, GENERATION, TEXT_MEASURES, diagnostic_measures
 from reports.numbers.statistics import Measure
 from reports.tables.formats import Table, format_number, format_span
 from reports.tables.scores import scores_table
@@ -33,20 +34,20 @@ _GENERATION_NOTE = (
 
 def drift_table(results: Results, corpus: str) -> Table | None:
     """None where no record has drift."""
-    seen = [score for record in _records(results) for score in record.scores if score.task == "drift"]
+    seen = [score for record in _records(results) for score in record.scores if score.task == DRIFT]
     mass = max((score.value for score in seen if score.metric == "truncated_mass" and not score.part), default=0.0)
     last = max((int(s.part.rpartition("-")[2]) for s in seen if s.part.startswith("position")), default=0)
     truncated = _TRUNCATED.format(mass=format_number(mass, 2, 100)) if mass else ""
     note = _DRIFT_NOTE.format(
         n=_texts([s for s in seen if s.metric == "js"]), positions=last, truncated=truncated, bold=BOLD_NOTE
     )
-    return _table(results, corpus, "Drift from the uncompressed model", DRIFT, note)
+    return _table(results, corpus, "Drift from the uncompressed model", DRIFT_MEASURES, note)
 
 
 def generation_table(results: Results, corpus: str) -> Table | None:
     """None where the diagnostics of the texts were not run."""
-    seen = [score for record in _records(results) for score in record.scores if score.task == "generation"]
-    return _table(results, corpus, "Texts", GENERATION, _GENERATION_NOTE.format(n=_texts(seen), bold=BOLD_NOTE))
+    seen = [score for record in _records(results) for score in record.scores if score.task == GENERATION]
+    return _table(results, corpus, "Texts", TEXT_MEASURES, _GENERATION_NOTE.format(n=_texts(seen), bold=BOLD_NOTE))
 
 
 def _table(results: Results, corpus: str, title: str, wanted: Sequence[Measure], note: str) -> Table | None:

@@ -15,12 +15,12 @@ from reports.numbers.measures import (
     Results,
     any_quantized,
     columns_of,
-    diagnostic_measures,
     memory_reduction,
     parameters_removed,
     part_measures,
     weights_megabytes,
 )
+from reports.numbers.probes import diagnostic_measures
 from reports.numbers.statistics import Measure, Part, find_score
 from reports.numbers.usage import Usage, half_overlap, top_quarter_share
 from reports.numbers.versions import mixed_engines

@@ -7,12 +7,12 @@ from harness.text import aligned
 from reports.numbers.broken import faults
 from reports.numbers.measures import (
     averages,
-    diagnostic_measures,
     main_measures,
     part_measures,
     reference_columns,
     times_smaller,
 )
+from reports.numbers.probes import diagnostic_measures
 from reports.numbers.statistics import Items, Measure, difference, estimate
 from reports.tables.formats import MISSING, format_estimate
 

@@ -7,13 +7,14 @@ from harness.contracts.record import Record
 from harness.errors import WinnowError
 from reports.figures.drift import PANELS
 from reports.figures.palette import looks
-from reports.numbers.measures import averages, columns_of, diagnostic_measures, main_measures
+from reports.numbers.measures import averages, columns_of, main_measures
+from reports.numbers.probes import DIVERSITY, DRIFT, GENERATION, diagnostic_measures
 from reports.wandb.tracker import AVERAGE, key, run_id
 
 RATIO = "cell.ratio"
 BYTES = "size/weights_bytes"
 _BASELINE_COLOUR = "#777777"
-_TEXT_TASKS = ("generation", "diversity")
+_TEXT_TASKS = (GENERATION, DIVERSITY)
 
 
 def workspace(records: Sequence[Record], logged: Collection[str], entity: str, project: str, group: str) -> Any:
@@ -42,14 +43,14 @@ def workspace(records: Sequence[Record], logged: Collection[str], entity: str, p
     choices = averages(columns_of(records)).choice
     choice = None if choices is None else key(choices)
     tasks = {one: measure.parts[0].task for one, measure in measures.items()}
-    scores = over_ratio(one for one, task in tasks.items() if task != "drift" and task not in _TEXT_TASKS)
+    scores = over_ratio(one for one, task in tasks.items() if task != DRIFT and task not in _TEXT_TASKS)
     if AVERAGE in measures and choice is not None and choice in measures:
         scores.append(
             against(wr.SummaryMetric(choice), AVERAGE, f"generative average against {measures[choice].label}")
         )
     if AVERAGE in measures and BYTES in logged:
         scores.append(against(wr.SummaryMetric(BYTES), AVERAGE, "generative average against bytes of the weights"))
-    drift = over_ratio(one for one, task in tasks.items() if task == "drift")
+    drift = over_ratio(one for one, task in tasks.items() if task == DRIFT)
     drift += [
         wr.LinePlot(title=f"{title} by position", x="position", y=[f"by_position/{metric}"], log_x=True)
         for metric, _, title in PANELS

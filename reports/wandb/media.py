@@ -18,6 +18,7 @@ from harness.errors import WinnowError
 from harness.records.store import RecordStore
 from reports.figures.drift import PANELS, drift_by_position
 from reports.figures.scores import _STYLE, render
+from reports.numbers import probes
 from reports.numbers.load import NO_CORPUS, Panel, Row
 from reports.numbers.measures import Results
 from reports.numbers.usage import collect_usage
@@ -106,7 +107,7 @@ def drift_rows(record: Record) -> list[list[Any]]:
     return [
         [s.metric, _last_position(s.part), _number(s.value), _number(s.low), _number(s.high), s.n]
         for s in record.scores
-        if s.task == "drift" and s.part.startswith("position ")
+        if s.task == probes.DRIFT and s.part.startswith("position ")
     ]
 
 

@@ -11,7 +11,10 @@ from dataclasses import replace
 import pytest
 
 from harness.contracts.record import Record, Score
-from reports.claims.evaluate import (
+from reports.claims.evaluate import evaluate_claims
+from reports.claims.list import CLAIMS, MEASURES
+from reports.claims.selection import Cell, commands, matches
+from reports.claims.vocabulary import (
     CHOICE,
     GENERATION,
     PERPLEXITY,
@@ -21,10 +24,7 @@ from reports.claims.evaluate import (
     FewLargeGroups,
     RanksDiffer,
     RanksFollow,
-    evaluate_claims,
 )
-from reports.claims.list import CLAIMS, MEASURES
-from reports.claims.selection import Cell, commands, matches
 from reports.cli import main
 from reports.numbers.load import load_panels
 from reports.numbers.paired import holm

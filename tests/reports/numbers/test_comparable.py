@@ -5,9 +5,10 @@ from dataclasses import replace
 import pytest
 
 from harness.records.store import RecordStore
-from reports.claims.evaluate import AllAbove, Claim, Contrast, evaluate_claims
+from reports.claims.evaluate import evaluate_claims
 from reports.claims.list import MEASURES
 from reports.claims.selection import Cell
+from reports.claims.vocabulary import AllAbove, Claim, Contrast
 from reports.numbers.comparable import differing, odd_ones
 from reports.numbers.contrasts import Comparer
 from reports.numbers.load import Panel, load_panels

@@ -11,9 +11,10 @@ from scipy import stats
 
 from harness.files import write_files
 from harness.records.store import RecordStore
-from reports.claims.evaluate import AllAbove, Claim, Contrast, Finding, RanksFollow, evaluate_claims
+from reports.claims.evaluate import Finding, evaluate_claims
 from reports.claims.list import CLAIMS, MEASURES
 from reports.claims.selection import Cell
+from reports.claims.vocabulary import AllAbove, Claim, Contrast, RanksFollow
 from reports.numbers.contrasts import Comparer
 from reports.numbers.layer_samples import GROUPS, LAYERS, PARTS, pseudo_values, unit_of, with_layer_samples
 from reports.numbers.load import Panel, load_panels
