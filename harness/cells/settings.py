@@ -103,7 +103,7 @@ class _Size(_Checked, total=False):
 
 class _Model(_Checked, total=False):
     name: Annotated[Name | None, "what records call the model; null: the name of its folder"]
-    path: Annotated[str, AfterValidator(_path), "a folder in the hub layout, or a hub id"]
+    path: Annotated[Any, AfterValidator(_path), "a folder in the hub layout, or a hub id"]
     dtype: Annotated[Dtype, "number format in memory; auto: that of the checkpoint"]
     device: Annotated[Any, AfterValidator(_device), "cpu, cuda, cuda:N, mps, xpu, or auto over all devices"]
     chat_template: Annotated[Switch, "whether messages go through the chat template; auto: where there is one"]
@@ -211,7 +211,7 @@ class _Tracking(_Checked, total=False):
     project: Annotated[Name, "project on Weights & Biases"]
     entity: Annotated[Name | None, "user or team that owns the project; null: the default of your account"]
     group: Annotated[Name | None, "null: the name of the output folder"]
-    folder: Annotated[str, AfterValidator(_path), "where runs are kept before they are sent"]
+    folder: Annotated[Any, AfterValidator(_path), "where runs are kept before they are sent"]
     generations: Annotated[int, Field(ge=0), "texts that a task adds to the table of generations"]
 
 
@@ -241,7 +241,7 @@ class Settings(_Checked, total=False):
         "(always so for a model that chooses all its experts)",
     ]
     data: _Data
-    output_dir: Annotated[str, AfterValidator(_path), "where records and all else go"]
+    output_dir: Annotated[Any, AfterValidator(_path), "where records and all else go"]
     keep_checkpoint: Annotated[bool, "false: of a cell only plan, saliency and record stay"]
     strict_versions: Annotated[
         bool,
