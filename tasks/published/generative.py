@@ -21,13 +21,15 @@ THINKING = ("auto", "on", "off")
 @dataclass(frozen=True)
 class Answer:
     """``text``: all that was written after ``prompt``; ``answer``: what of it is no thought, nothing where it is
-    ``truncated``, which ends inside a thought; ``thinks``: the task's answers hold thoughts or may."""
+    ``truncated``, which ends inside a thought; ``thinks``: the task's answers hold thoughts or may; ``budget``: tokens
+    that could be written for a thought."""
 
     prompt: str
     text: str
     answer: str
     truncated: bool = False
     thinks: bool = False
+    budget: int = 0
 
     def detail(self) -> dict[str, Any]:
         """What a sample says of the thought; nothing where there is none."""
@@ -84,13 +86,14 @@ class GenerativeBenchmark(Benchmark):
     def answers(self, backend: Backend, prompts: Sequence[str], stop: Sequence[str] = ()) -> list[Answer]:
         """What the model writes after each prompt, and the answers in it, which end before a stop string."""
         told = self.thinking_mode == "on" or any(map(opened_thought, prompts))
-        length = tokens_to_write(backend, self.max_new_tokens + self.thinking_tokens * told)
-        texts = backend.generate(prompts, length, () if told else stop, progress=f"{self.name}: writing")
+        plain = tokens_to_write(backend, self.max_new_tokens)
+        budget = tokens_to_write(backend, self.max_new_tokens + self.thinking_tokens) - plain if told else 0
+        texts = backend.generate(prompts, plain + budget, () if told else stop, progress=f"{self.name}: writing")
         found = []
         for prompt, text in zip(prompts, texts, strict=True):
             thought, answer, truncated = split_thought(opened_thought(prompt) + text)
             said = "" if truncated else cut(answer, stop)
-            found.append(Answer(prompt, text, said, truncated, told or truncated or bool(thought)))
+            found.append(Answer(prompt, text, said, truncated, told or truncated or bool(thought), budget))
         thinks = any(answer.thinks for answer in found)
         return [replace(answer, thinks=thinks) for answer in found]
 
@@ -103,6 +106,6 @@ class GenerativeBenchmark(Benchmark):
         cut_short = [float(answer.truncated) for answer in answers]
         samples = [Sample(task, row["id"], one, domain=self.domain) for row, one in zip(rows, cut_short, strict=True)]
         score = replace(share_score(task, "truncated", cut_short), kind="probe", higher_is_better=False)
-        said = {"mode": self.thinking_mode, "tokens": self.thinking_tokens}
+        said = {"mode": self.thinking_mode, "tokens": answers[0].budget}
         facts = result.facts | {f"thinking of {self.name}": said}
         return TaskResult([*result.scores, score], [*result.samples, *samples], facts)

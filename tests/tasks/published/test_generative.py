@@ -75,6 +75,12 @@ def test_the_switch_and_the_room_for_a_thought(
     assert result.facts == ({"thinking of gsm8k": {"mode": "on", "tokens": 1000}} if thinks else {})
 
 
+def test_a_thought_and_its_answer_take_at_most_half_of_what_fits(tmp_path: Path) -> None:
+    backend = Thinker(lambda prompt: "#### 2")
+    result = gsm8k(tmp_path, thinking="on").run(backend)
+    assert backend.max_new_tokens == 2048 and result.facts["thinking of gsm8k"]["tokens"] == 1948
+
+
 def test_nothing_changes_where_nobody_thinks(tmp_path: Path) -> None:
     result = gsm8k(tmp_path).run(Thinker(lambda prompt: "It is \\boxed{2}."))
     assert {sample.task for sample in result.samples} == {score.task for score in result.scores} == {"gsm8k"}
@@ -93,6 +99,7 @@ def test_answers_cut_inside_a_thought_are_counted_and_never_scored_by_it(tmp_pat
     backend = Thinker(lambda prompt: next(text for key, text in written.items() if key in prompt), opens)
     result = gsm8k(tmp_path, thinking_tokens=1000).run(backend)
     assert backend.max_new_tokens == (1100 if opens else 100), "no room is made for thoughts that nobody asked for"
+    assert result.facts == {"thinking of gsm8k": {"mode": "auto", "tokens": 1000 if opens else 0}}
     found = scores(result)
     assert found["gsm8k", "exact_match"] == pytest.approx(1 / 3)
     assert found["gsm8k_truncated", "truncated"] == pytest.approx(1 / 3)
