@@ -1,6 +1,7 @@
 """Thinking on and off in the terms of a model's chat template. Free of torch and of vLLM."""
 
 import re
+from functools import lru_cache
 from typing import Any
 
 from jinja2 import Environment, TemplateError, meta, nodes
@@ -27,7 +28,10 @@ def thinking_options(tokenizer: Any, wanted: str) -> dict[str, Any]:
         return {}
     if not has_chat_template(tokenizer):
         raise WinnowError(f"thinking={wanted}: the model's tokenizer has no chat template: take thinking=auto")
-    variables, words = _mentioned(tokenizer)
+    try:
+        variables, words = _mentioned(tokenizer.get_chat_template())
+    except (TemplateError, ValueError) as error:
+        raise WinnowError(f"the model's chat template cannot be read ({first_line(error)}): take chat=false") from error
     for name, (on, off) in SWITCHES.items():
         if name in variables:
             return {name: on if wanted == "on" else off}
@@ -48,12 +52,9 @@ def opened_thought(prompt: str) -> str:
     return next((mark for mark in THOUGHT_MARKS if end.endswith(mark)), "")
 
 
-def _mentioned(tokenizer: Any) -> tuple[set[str], set[str]]:
-    """The variables that the chat template may be given, and the words that it holds."""
-    environment = Environment(extensions=["jinja2.ext.loopcontrols"])
-    try:
-        tree = environment.parse(_GENERATION.sub("", tokenizer.get_chat_template()))
-    except (TemplateError, ValueError) as error:
-        raise WinnowError(f"the model's chat template cannot be read ({first_line(error)}): take chat=false") from error
+@lru_cache(maxsize=8)
+def _mentioned(template: str) -> tuple[set[str], set[str]]:
+    """The variables that a chat template may be given, and the words that it holds."""
+    tree = Environment(extensions=["jinja2.ext.loopcontrols"]).parse(_GENERATION.sub("", template))
     words = {constant.value for constant in tree.find_all(nodes.Const) if isinstance(constant.value, str)}
     return meta.find_undeclared_variables(tree), words
