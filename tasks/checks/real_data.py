@@ -14,22 +14,17 @@ from importlib.util import find_spec
 from harness.data.schema import Row
 from harness.data.sets import is_staged, rows
 from harness.errors import WinnowError
-from tasks.published.code import entry_point, problem_text, program
+from tasks.published.code import taken_out
 from tasks.published.equality import Comparer
 from tasks.published.final_answer import final_answer
 from tasks.published.math import NUMBERS, SHOTS
-from tasks.published.program_tests import CHECKED, PLUS, judge, limits
+from tasks.published.program_tests import CHECKED, PLUS, entry_point, judge, limits
 from tasks.sandbox.run import Failed, Program, run_many
 
 BY_SANDBOX, BY_CHECKER = "solutions in the sandbox", "by EvalPlus' checker, on the tests' calls"
 COMPLETION, BLOCK = "as a completion, in the sandbox", "as a code block, in the sandbox"
-SANITIZED = "taken out by EvalPlus, in the sandbox"
-# Known to fail. 123 needs more CPU time than the tests of a problem get; EvalPlus 0.3.1 leaves out what only the tests
-# use (367).
-MAY_FAIL = {
-    **{("mbpp", way): {"123"} for way in (BY_SANDBOX, COMPLETION, BLOCK)},
-    ("mbpp", SANITIZED): {"123", "367"},
-}
+# Known to fail: 123 needs more CPU time than the tests of a problem get.
+MAY_FAIL = {("mbpp", way): {"123"} for way in (BY_SANDBOX, COMPLETION, BLOCK)}
 
 # The arguments of every call that a test makes; a function's own recursive calls are no test's.
 RECORDER = """
@@ -80,33 +75,27 @@ def solution(data_set: str, row: Row) -> str:
     return str(row["code"]) if data_set == "mbpp" else f"{row['prompt']}{row['canonical_solution']}"
 
 
-def as_completion(data_set: str, row: Row) -> str:
-    """The solution taken out of what a base model would write behind the prompt."""
-    written = row["code"] if data_set == "mbpp" else row["canonical_solution"]
-    return program(f"{written}\n\nNow the next one:", problem_text(data_set, row))
+def as_completion(data_set: str, problems: Sequence[Row]) -> list[str]:
+    """The solutions taken out of what a base model would write behind the prompts."""
+    column = "code" if data_set == "mbpp" else "canonical_solution"
+    return taken_out(data_set, problems, [f"{row[column]}\n\nNow the next one:" for row in problems], chat=False)
 
 
-def as_block(data_set: str, row: Row) -> str:
-    """The solution taken out of a chat model's code block."""
-    return program(f"```python\n{solution(data_set, row)}\n```\nThis works because")
-
-
-def as_sanitized(data_set: str, row: Row) -> str:
-    """The same as EvalPlus takes it out."""
-    from evalplus.sanitize import sanitize
-
-    return str(sanitize(f"Here:\n{solution(data_set, row)}\n", entry_point(data_set, row)))
+def as_block(data_set: str, problems: Sequence[Row]) -> list[str]:
+    """The solutions taken out of a chat model's code blocks."""
+    answers = [f"Sure:\n```python\n{solution(data_set, row)}\n```\nThis works because" for row in problems]
+    return taken_out(data_set, problems, answers, chat=True)
 
 
 def code_checks(data_set: str, problems: Sequence[Row]) -> Iterator[Check]:
     """By this project's scorer."""
-    ways: list[tuple[str, Callable[[str, Row], str]]] = [(BY_SANDBOX, solution)]
-    if data_set in CHECKED:
-        ways += [(COMPLETION, as_completion), (BLOCK, as_block)]
-    if find_spec("evalplus"):
-        ways.append((SANITIZED, as_sanitized))
-    for what, source in ways:
-        verdicts = judge(data_set, problems, [source(data_set, row) for row in problems], progress=what)
+    ways: list[tuple[str, Callable[[str, Sequence[Row]], list[str]]]] = [
+        (BY_SANDBOX, lambda data_set, problems: [solution(data_set, row) for row in problems]),
+        (COMPLETION, as_completion),
+        (BLOCK, as_block),
+    ]
+    for what, sources in ways:
+        verdicts = judge(data_set, problems, sources(data_set, problems), progress=what)
         yield check(data_set, what, problems, [verdict is not None and verdict.right for verdict in verdicts])
 
 

@@ -7,7 +7,7 @@ layout are those of ``evalplus.provider`` 0.3.1, so that scores compare with tho
 
 import ast
 import re
-import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -15,8 +15,9 @@ from harness.contracts.backend import Backend
 from harness.contracts.record import Sample
 from harness.contracts.task import ModelTask, TaskResult
 from harness.data.schema import Row
-from tasks.published.generative import GenerativeBenchmark
+from tasks.published.generative import Answer, GenerativeBenchmark
 from tasks.published.program_tests import CHECKED, PLUS, entry_point, judge, require_evalplus
+from tasks.published.programs import programs
 from tasks.sandbox.run import layers_in_force
 from tasks.scores import share_score
 
@@ -27,12 +28,11 @@ ENDS_OF_COMPLETION = {
     "mbpp": ('\n"""', "\nassert"),
 }
 END_OF_BLOCK = "\n```\n"
+CODE = re.compile(r"\b(?:def|lambda|class|return)\b|^[ \t]+\S", re.MULTILINE)
 REQUEST = "Please provide a self-contained Python script that solves the following problem in a markdown code block:"
 ANSWER = (
     "Below is a Python script with a self-contained function that solves the problem and passes corresponding tests:"
 )
-# EvalPlus tries every stretch of lines of a text: that of a model that loops would take it hours.
-MAX_LINES = 200
 
 
 def problem_text(data_set: str, row: Row) -> str:
@@ -50,43 +50,34 @@ def messages(text: str) -> list[dict[str, str]]:
     ]
 
 
-def parses(source: str) -> bool:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            ast.parse(source)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return False
-    return True
+def names_asked_for(data_set: str, row: Row) -> list[str]:
+    """What tests ask of a program: the function, and of MBPP whatever else its tests name."""
+    function = entry_point(data_set, row)
+    tests = [row["test_setup_code"], *row["test_list"]] if data_set == "mbpp" else []
+    named = {node.id for test in tests for node in ast.walk(ast.parse(test.strip())) if isinstance(node, ast.Name)}
+    return [function, *sorted(named - {function})]
 
 
-def program(answer: str, begun: str = "") -> str:
-    """The program in an answer that goes on with ``begun``: what is inside its code block where one is opened, else all
-    up to where a block closes; of that the longest beginning, in lines, that parses."""
-    opened = re.search(r"^\s*```(?:python|py)?[ \t]*\n", answer)
-    inside = answer[opened.end() :] if opened else answer
-    lines = re.split(r"^\s*```", inside, maxsplit=1, flags=re.MULTILINE)[0].split("\n")
-    for count in range(len(lines), 0, -1):
-        source = begun + "\n".join(lines[:count])
-        if parses(source):
-            return source
-    return begun + "\n".join(lines)
+def taken_out(data_set: str, problems: Sequence[Row], answers: Sequence[str], chat: bool) -> list[str]:
+    """The program in each answer: of a base model it goes on with the prompt, of a chat model it may lean on it."""
+    texts, none = [problem_text(data_set, row) for row in problems], [""] * len(problems)
+    begun, contexts = (none, texts) if chat else (texts, none)
+    return programs(answers, begun, contexts, [names_asked_for(data_set, row) for row in problems])
 
 
 @dataclass(frozen=True)
 class CodeBenchmark(GenerativeBenchmark, ModelTask):
     """``pass@1``: the share of problems whose program passes every test; a sample's score is 1.0 for one that does.
 
-    ``data_set``: humaneval, mbpp, humaneval_plus, mbpp_plus. For the plus sets EvalPlus takes the program out of the
-    answer (``evalplus.sanitize``) and says how values are compared; they also give ``base_pass@1``, by the base tests
-    alone. For the other two ``program`` takes it out. ``cpu_seconds``: for all tests of one problem (None:
-    ``benchmark_tests.limits``). Problems of the plus sets whose own solution does not run are left out. With
-    ``thinking`` "on" no answer is begun for the model, which would think no more.
+    ``data_set``: humaneval, mbpp, humaneval_plus, mbpp_plus. The plus sets also give ``base_pass@1``, by the base tests
+    alone. The program is taken out of the answer in the same way for all (``program_text``). ``cpu_seconds``: for all
+    tests of one problem (None: ``program_tests.limits``). Problems of the plus sets whose own solution does not run are
+    left out. With ``thinking`` "on" no answer is begun for the model, which would think no more.
 
     Raises WinnowError for data that cannot be had, EvalPlus not installed, and a sandbox that does not work.
     """
 
-    version: ClassVar[int] = 2  # 2: published tests run on what a program returned, not in its process
+    version: ClassVar[int] = 2  # 2: tests run on what a program returned; one way to take it out for all sets
 
     domain: str = "code"
     max_new_tokens: int = 768
@@ -103,13 +94,8 @@ class CodeBenchmark(GenerativeBenchmark, ModelTask):
         asked = [messages(text)[: 2 if begins else 1] for text in texts]
         prompts = [self.asked_in_chat(backend, one) for one in asked] if chat else [backend.prompt(t) for t in texts]
         ends = (END_OF_BLOCK,) if chat else ENDS_OF_COMPLETION[self.data_set.removesuffix("_plus")]
-        answers = self.answers(backend, prompts, (*ENDS, *ends) if begins else ())
-        begun = [""] * len(texts) if chat else texts
-        take_out = self._sanitized if plus else lambda row, answer, before: program(answer, before)
-        sources = [
-            take_out(row, answer.answer.replace("\t", "    "), before)
-            for row, answer, before in zip(problems, answers, begun, strict=True)
-        ]
+        answers = self._written(backend, prompts, (*ENDS, *ends)) if begins else self.answers(backend, prompts)
+        sources = taken_out(self.data_set, problems, [answer.answer for answer in answers], chat)
         verdicts = judge(self.data_set, problems, sources, self.cpu_seconds, f"{self.name}: running")
         samples = []
         for row, answer, source, verdict in zip(problems, answers, sources, verdicts, strict=True):
@@ -128,15 +114,19 @@ class CodeBenchmark(GenerativeBenchmark, ModelTask):
         result = TaskResult(scores, samples, {"sandbox": layers_in_force()})
         return self.with_truncated(result, problems, answers)
 
+    def _written(self, backend: Backend, prompts: Sequence[str], stop: Sequence[str]) -> list[Answer]:
+        """Answers that end where a program is over. What says so may stand before a program too (a fence that opens a
+        block, a ``def`` within one): where words and no code are before it, the model is asked again without it."""
+        answers = self.answers(backend, prompts, stop)
+        again = [place for place, one in enumerate(answers) if one.answer.strip() and not CODE.search(one.answer)]
+        if again:
+            for place, answer in zip(again, self.answers(backend, [prompts[place] for place in again]), strict=True):
+                answers[place] = answer
+        return answers
+
     def _supersedes(self) -> str:
         """The task whose answers this one tests more strictly: it is called as this one is without "plus"."""
         if self.data_set not in PLUS:
             return ""
         name = self.name if self.name.endswith("_plus") else self.data_set
         return name.removesuffix("_plus")
-
-    def _sanitized(self, row: Row, answer: str, begun: str) -> str:
-        from evalplus.sanitize import sanitize
-
-        lines = (begun + answer).split("\n")
-        return str(sanitize("\n".join(lines[:MAX_LINES]), entry_point(self.data_set, row)))

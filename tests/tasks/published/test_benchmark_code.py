@@ -6,8 +6,8 @@ import pytest
 
 from harness.errors import WinnowError
 from tasks.published import program_tests as benchmark_tests
-from tasks.published.code import CodeBenchmark, entry_point, messages, problem_text, program
-from tasks.published.program_tests import judge, limits
+from tasks.published.code import CodeBenchmark, messages, names_asked_for, problem_text
+from tasks.published.program_tests import entry_point, judge, limits
 from tasks.sandbox.run import Limits
 from tests.tasks.scripted import ScriptedBackend
 from tests.tasks.staged import stage
@@ -121,18 +121,22 @@ def test_the_modules_that_tests_use_are_there() -> None:
     assert judge("mbpp", [ADD], [source])[0].right  # type: ignore[union-attr]
 
 
+def test_what_tests_name_must_be_in_a_program() -> None:
+    assert names_asked_for("humaneval", DOUBLE) == ["double"]
+    tree = ADD | {"test_list": ["assert add(Node(1), 2) == 3"], "test_setup_code": "root = Node(2)"}
+    assert names_asked_for("mbpp", tree) == ["add", "Node", "root"]
+
+
 @pytest.mark.parametrize(
-    ("answer", "expected"),
+    ("chat", "written"),
     [
-        ("x = 1\n", "x = 1\n"),
-        ("```python\nx = 1\n```\nSo x is one.", "x = 1\n"),
-        ("x = 1\n```\nSo x is one.", "x = 1\n"),
-        ("x = 1\nSo x is one.", "x = 1"),
-        ("def f(:\n", "def f(:\n"),
+        (True, "Here you are:\n```\ndef double(x):\n    return x * 2\n```\n"),
+        (False, "```python\ndef double(x):\n    return x * 2\n```\n"),
     ],
 )
-def test_the_program_in_an_answer(answer: str, expected: str) -> None:
-    assert program(answer) == expected
+def test_a_mark_of_the_end_before_any_code_ends_nothing(chat: bool, written: str, root: str) -> None:
+    score, backend, _ = humaneval(written, chat=chat, root=root)
+    assert score == 1.0 and [count for _, count in backend.calls] == [1, 1] and backend.stop == ()
 
 
 def test_what_is_wrong_is_said(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
