@@ -22,8 +22,18 @@ def explain(error: BaseException | None) -> str | None:
             return " ".join(str(error).split())
         if isinstance(error, OSError) and error.filename is not None:
             return f"{error.strerror}: {error.filename}"
+        if error.__cause__ is None and isinstance(error, ValueError) and _raised_in(error).startswith("hydra."):
+            return " ".join(str(error).split())  # of an override that it cannot read
         error = error.__cause__
     return None
+
+
+def _raised_in(error: BaseException) -> str:
+    """The module that raised it."""
+    found = error.__traceback__
+    while found is not None and found.tb_next is not None:
+        found = found.tb_next
+    return "" if found is None else str(found.tb_frame.f_globals.get("__name__", ""))
 
 
 def fail(error: Exception) -> NoReturn:

@@ -15,11 +15,12 @@ from reports.figures.reliability import NOTE as RELIABILITY_NOTE
 from reports.figures.reliability import reliability_diagram
 from reports.numbers.broken import failed_cells
 from reports.numbers.contrasts import Comparer
-from reports.numbers.load import NO_CORPUS, Panel, load_panels
+from reports.numbers.load import NO_CORPUS, Panel, load_sound
 from reports.numbers.measures import Results, evaluate
 from reports.numbers.usage import Usage, collect_usage
 from reports.numbers.versions import versions_note
 from reports.page.build import report_page
+from reports.page.data import damaged_plans
 from reports.page.embed import PAGE
 from reports.tables import layers
 from reports.tables.answers import calibration_table, consistency_table, shift_table
@@ -104,11 +105,15 @@ def _migrate(arguments: Sequence[str]) -> int:
 def write_report(folder: Path, out: Path) -> Path:
     """Writes the report and returns the path of report.md.
 
-    Raises WinnowError where there are no records, one is damaged, or ``out`` cannot be written.
+    What is damaged is left out, and told at the beginning of the report and on stderr. Raises WinnowError where there
+    is no sound record, or ``out`` cannot be written.
     """
-    panels = load_panels(folder)
+    panels, damaged = load_sound(folder)
+    damaged += damaged_plans(folder, panels)
     contents: dict[Path, bytes] = {}
-    opening = _opening(panels, failed_cells(folder))
+    for line in damaged:
+        print(f"winnow-report: left out: {line}", file=sys.stderr)
+    opening = _opening(panels, failed_cells(folder), damaged)
     opening += versions_note([record for panel in panels for record in panel.records()], folder)
     text = [f"# {folder.resolve().name}", "", opening, ""]
     latex = []
@@ -164,7 +169,7 @@ def write_report(folder: Path, out: Path) -> Path:
     return out / "report.md"
 
 
-def _opening(panels: Sequence[Panel], failed: Sequence[str]) -> str:
+def _opening(panels: Sequence[Panel], failed: Sequence[str], damaged: Sequence[str]) -> str:
     cells = sum(len(row.records) for panel in panels for row in panel.rows)
     baselines = sum(panel.baseline is not None for panel in panels)
     names = "; ".join(dict.fromkeys(_panel_name(panel) for panel in panels))
@@ -174,6 +179,8 @@ def _opening(panels: Sequence[Panel], failed: Sequence[str]) -> str:
         text += " Where there is no baseline, no differences are shown."
     if failed:
         text += f" {len(failed)} cells of the last sweep failed and have no record: {'; '.join(failed)}."
+    if damaged:
+        text += f" Left out: {'; '.join(damaged)}."
     return text
 
 

@@ -16,7 +16,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from harness.backends import timed
 from harness.backends.decoding import Choice, StopStrings, roomy_cache, select_rows
-from harness.backends.ending import end_tokens, end_tokens_of
+from harness.backends.ending import end_marks, end_tokens, end_tokens_of
 from harness.backends.thinking import thinking_options
 from harness.backends.tokens import (
     Request,
@@ -80,7 +80,8 @@ class HFBackend:
         if ends is None:
             in_memory = (config.eos_token_id, getattr(model.generation_config, "eos_token_id", None))
             ends = end_tokens(tokenizer, *({"eos_token_id": found} for found in in_memory))
-        self.ends, self._marks = ends, thought_marks(tokenizer)
+        self.ends, self._end_marks = ends, end_marks(tokenizer)
+        self._marks = thought_marks(tokenizer)
         self.facts["end_tokens"] = sorted(ends)
         self._pad: int = next(
             (token for token in (tokenizer.pad_token_id, tokenizer.eos_token_id) if token is not None), 0
@@ -111,7 +112,7 @@ class HFBackend:
         Greedy where ``sampling`` is None. A prompt that leaves no room for them is cut on the left.
         """
         encoded = prompts_that_fit(self.tokenizer, prompts, max_new_tokens, self.max_length)
-        stops = stops_by_prompt(stop, len(prompts))
+        stops = stops_by_prompt(stop, len(prompts), self._end_marks)
         watches = {texts: StopStrings(self.tokenizer, texts) for texts in set(stops)}
         answers = [""] * len(encoded)
         with timed(self.seconds, "generate"), progress_bar(progress, len(encoded)) as bar:
@@ -249,13 +250,23 @@ class HFBackend:
         width = max(map(len, sequences))
         ids = [[self._pad] * (width - len(s)) + list(s) for s in sequences]
         mask = [[0] * (width - len(s)) + [1] * len(s) for s in sequences]
-        return self._tensor(ids), self._tensor(mask)
+        return self._known(ids), self._tensor(mask)
 
     def _pad_right(self, sequences: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         width = max(map(len, sequences))
         ids = [list(s) + [self._pad] * (width - len(s)) for s in sequences]
         mask = [[1] * len(s) + [0] * (width - len(s)) for s in sequences]
-        return self._tensor(ids), self._tensor(mask)
+        return self._known(ids), self._tensor(mask)
+
+    def _known(self, ids: list[list[int]]) -> Tensor:
+        """Raises WinnowError for a token that the model has no row for."""
+        largest = max(map(max, ids))
+        rows = self.model.get_input_embeddings().weight.shape[0]
+        if largest >= rows:
+            raise WinnowError(
+                f"token {largest} is outside the model's vocabulary of {rows}: the tokenizer is another's"
+            )
+        return self._tensor(ids)
 
     def _tensor(self, values: list[Any]) -> Tensor:
         return torch.tensor(values, device=self.model.device)

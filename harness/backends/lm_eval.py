@@ -18,10 +18,11 @@ from harness.backends import hf as hf_backend
 from harness.backends import vllm as vllm_backend
 from harness.backends import vllm_guard
 from harness.backends.ending import before_end
+from harness.backends.template import apply_template
 from harness.checkpoints.config import read_config
 from harness.checkpoints.hub import resolve_checkpoint
 from harness.contracts.backend import Backend, Sampling
-from harness.errors import WinnowError
+from harness.errors import WinnowError, first_line
 
 try:
     from lm_eval import utils
@@ -154,13 +155,21 @@ class BackendLM(TemplateLM):  # type: ignore[misc]
         return str(self.tokenizer.name_or_path).replace("/", "__")
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """The messages as one text; without those of the system where the template has no place for them."""
+        """The messages as one text; without those of the system where the template has no place for them.
+
+        Raises WinnowError where it refuses the others too.
+        """
         options = {"add_generation_prompt": add_generation_prompt, "continue_final_message": not add_generation_prompt}
         try:
-            return str(self.tokenizer.apply_chat_template(chat_history, tokenize=False, **options))
+            return apply_template(self.tokenizer, chat_history, **options)
         except jinja2.TemplateError:
-            rest = [message for message in chat_history if message["role"] != "system"]
-            return str(self.tokenizer.apply_chat_template(rest, tokenize=False, **options))
+            chat_history = [message for message in chat_history if message["role"] != "system"]
+        except Exception as error:  # of the template's own code
+            raise _refused(error) from error
+        try:
+            return apply_template(self.tokenizer, chat_history, **options)
+        except Exception as error:
+            raise _refused(error) from error
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **options: Any) -> list[int]:
         """The tokens of a text, with the tokenizer's special tokens unless it begins with them or they are unwanted."""
@@ -288,3 +297,7 @@ if __name__ == "__main__":
     from lm_eval.__main__ import cli_evaluate
 
     cli_evaluate()
+
+
+def _refused(error: Exception) -> WinnowError:
+    return WinnowError(f"the model's chat template refuses the task's messages ({first_line(error)})")

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from harness.backends.template import apply_template
 from harness.errors import WinnowError, first_line
 
 log = logging.getLogger(__name__)
@@ -67,27 +68,27 @@ def prompt_text(tokenizer: Any, prompt: str | Sequence[Mapping[str, str]], optio
     if goes_on:
         messages[-1]["content"] += OPEN_END
     try:
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=not goes_on, **options)
+        text = apply_template(tokenizer, messages, add_generation_prompt=not goes_on, **options)
     except Exception as error:  # of the template's own code
         raise WinnowError(
             f"the model's chat template refuses the task's messages ({first_line(error)}): take chat=false"
         ) from error
-    return str(text).partition(OPEN_END)[0]
+    return text.partition(OPEN_END)[0]
 
 
 def thought_marks(tokenizer: Any) -> dict[int, str]:
     """{token: mark} of the marks around thoughts that decoding would leave out as special tokens."""
-    known = [(_token(tokenizer, mark), mark) for mark in thought_mark_names(tokenizer)]
+    known = [(token_of(tokenizer, mark), mark) for mark in thought_mark_names(tokenizer)]
     return {n: mark for n, mark in known if n is not None and not tokenizer.decode([n], skip_special_tokens=True)}
 
 
 def thought_mark_names(tokenizer: Any) -> tuple[str, ...]:
     """What marks a thought in texts of this tokenizer."""
     marks = (*THOUGHT_MARKS, *THOUGHT_MARKS.values())
-    return marks if _token(tokenizer, CHANNEL) is None else (*marks, *CHANNEL_MARKS)
+    return marks if token_of(tokenizer, CHANNEL) is None else (*marks, *CHANNEL_MARKS)
 
 
-def _token(tokenizer: Any, text: str) -> int | None:
+def token_of(tokenizer: Any, text: str) -> int | None:
     """The token that is this text, None where there is none (tokenizers then give None or their unknown token)."""
     token = tokenizer.convert_tokens_to_ids(text)
     return token if token is not None and tokenizer.convert_ids_to_tokens(token) == text else None
@@ -171,8 +172,10 @@ def windows(tokens: list[int], size: int) -> list[list[int]]:
     return [tokens[start : start + size + 1] for start in range(0, len(tokens) - 1, size)]
 
 
-def stops_by_prompt(stop: Sequence[str] | Sequence[Sequence[str]], prompts: int) -> list[tuple[str, ...]]:
-    """The stop strings of each prompt: ``stop`` is one list for all of them, or one list for each.
+def stops_by_prompt(
+    stop: Sequence[str] | Sequence[Sequence[str]], prompts: int, more: Sequence[str] = ()
+) -> list[tuple[str, ...]]:
+    """The stop strings of each prompt: ``stop`` is one list for all of them, or one list for each; ``more`` are in all.
 
     Raises WinnowError for an empty stop string, and where there are not as many lists as prompts.
     """
@@ -182,7 +185,7 @@ def stops_by_prompt(stop: Sequence[str] | Sequence[Sequence[str]], prompts: int)
         raise WinnowError(f"{len(lists)} lists of stop strings for {prompts} prompts: give one list, or one for each")
     if any("" in texts for texts in lists):
         raise WinnowError("an empty stop string would end every answer at once: leave it out")
-    return lists  # type: ignore[return-value]
+    return [(*texts, *more) for texts in lists]
 
 
 def cut(text: str, stop: Sequence[str]) -> str:

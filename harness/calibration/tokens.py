@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from harness.backends.template import apply_template
 from harness.backends.tokens import beginning_of_texts
 from harness.data.rows import Document
 from harness.errors import WinnowError, first_line
@@ -127,20 +128,16 @@ def _templated(document: Document, tokenizer: Any) -> tuple[str, bool]:
     """The document in the chat template, and whether its system turns had to go into the first user turn for it."""
     turns = [{"role": role, "content": content} for role, content in document.messages]
     try:
-        return _applied(turns, tokenizer), False
+        return apply_template(tokenizer, turns), False
     except Exception as error:  # of the template's own code
         folded = _system_folded(turns)
         with suppress(Exception):
             if folded is not None:
-                return _applied(folded, tokenizer), True
+                return apply_template(tokenizer, folded), True
         raise WinnowError(
             f"{document.where or 'a document'}: the tokenizer's chat template refuses it ({first_line(error)}): mend "
             "the row, or set calibration.chat_template=false"
         ) from error
-
-
-def _applied(turns: list[dict[str, str]], tokenizer: Any) -> str:
-    return str(tokenizer.apply_chat_template(turns, tokenize=False))
 
 
 def _system_folded(turns: Sequence[Mapping[str, str]]) -> list[dict[str, str]] | None:

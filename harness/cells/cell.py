@@ -14,7 +14,7 @@ from harness.calibration.collect import wanted_statistics
 from harness.calibration.tokens import TokenSequence, tokenize
 from harness.cells.check import check_settings, make
 from harness.cells.contents import contents_of
-from harness.checkpoints.check import check_checkpoint
+from harness.checkpoints.check import check_checkpoint, check_names
 from harness.checkpoints.config import read_config
 from harness.checkpoints.footprint import anatomy_of_folder
 from harness.checkpoints.hub import resolve_checkpoint
@@ -107,6 +107,7 @@ def prepare(config: DictConfig, also: frozenset[str] = frozenset()) -> Cell:
     if QUANTIZED in model_config:
         raise WinnowError(f"{folder} is quantised already: give the unquantised model, and what it shall become")
     check_checkpoint(folder, family, model_config)
+    check_names(folder, model_config)
     method: Method = make(config.method, "method", Method)
     quantization, skip = _stages(config, folder, family, model_config)
     shape = family.shape(limits(config, method, family, model_config))

@@ -11,6 +11,8 @@ from harness.checkpoints.reader import CheckpointReader
 from harness.errors import WinnowError
 from harness.families.family import Family
 
+EMBEDDINGS = "model.embed_tokens.weight"
+
 
 def check_checkpoint(folder: Path, family: Family, config: Mapping[str, Any]) -> None:
     """Compare the MoE tensors that config.json announces with the headers of the files; reads no values.
@@ -39,7 +41,41 @@ def check_checkpoint(folder: Path, family: Family, config: Mapping[str, Any]) ->
             f"{folder} has expert tensors that its config.json does not account for, such as {unknown[0]}: "
             "more experts than announced, or a fused or quantised layout; save it again with save_pretrained"
         )
+    _check_vocabulary(folder, config, reader)
     for name, announced in expected.items():
         found = reader.shape(name)
         if found != announced:
             raise WinnowError(f"{folder}: {name} has shape {found}, but config.json implies {announced}")
+
+
+def check_names(folder: Path, config: Mapping[str, Any]) -> None:
+    """What transformers would look up in its own tables while it builds the model. Raises WinnowError."""
+    from transformers.activations import ACT2FN  # here, as it takes seconds to import
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    activation = config.get("hidden_act")
+    if activation is not None and activation not in ACT2FN:
+        raise WinnowError(f"{folder}: config.json names the unknown activation hidden_act={activation!r}")
+    for section in ("rope_parameters", "rope_scaling"):
+        told = config.get(section)
+        if told is None:
+            continue
+        if not isinstance(told, Mapping):
+            raise WinnowError(f"{folder}: config.json: {section} must be an object, not {told!r}")
+        kinds = [told, *(one for one in told.values() if isinstance(one, Mapping))]
+        named = [kind.get("rope_type", kind.get("type")) for kind in kinds]
+        for name in named:
+            if name not in (None, "default", "mrope", "su", *ROPE_INIT_FUNCTIONS):
+                known = ", ".join(sorted({"default", *ROPE_INIT_FUNCTIONS}))
+                raise WinnowError(f"{folder}: config.json: unknown rope type {name!r} in {section}; known: {known}")
+
+
+def _check_vocabulary(folder: Path, config: Mapping[str, Any], reader: CheckpointReader) -> None:
+    if EMBEDDINGS not in reader:
+        return
+    stored, announced = reader.shape(EMBEDDINGS)[0], config_integer(config, "vocab_size")
+    if stored != announced:
+        raise WinnowError(
+            f"{folder}: config.json says vocab_size={announced}, but {EMBEDDINGS} has {stored} rows: "
+            f"set vocab_size to {stored}, or fetch the checkpoint again"
+        )

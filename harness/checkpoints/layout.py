@@ -78,7 +78,7 @@ def layer_layouts(config: Mapping[str, Any], family: Family) -> dict[int, LayerL
         moe_layers = family.moe_layers(config)
         if not is_compact(config):
             count = family.num_experts(config)
-            widths = (int(config[family.width_key]),) * count
+            widths = (family.width(config),) * count
             return dict.fromkeys(moe_layers, LayerLayout(widths, tuple(range(count))))
         section = config[_SECTION]
         if section["version"] != _VERSION:

@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.core_model_loading import MergeModulelist
 
-from harness.checkpoints.check import check_checkpoint
+from harness.checkpoints.check import check_checkpoint, check_names
 from harness.checkpoints.config import read_config
 from harness.checkpoints.experts import padded
 from harness.checkpoints.hub import resolve_checkpoint
@@ -45,6 +45,7 @@ def load_model(
     config = read_config(folder)
     family = family_of(config)
     check_checkpoint(folder, family, config)
+    check_names(folder, config)
     layouts, betas = layer_layouts(config, family), read_betas(config)
     options: dict[str, Any] = {"dtype": dtype, "output_loading_info": True, "local_files_only": True}
     if device != "cpu":
@@ -60,6 +61,12 @@ def load_model(
             loaded: Any = AutoModelForCausalLM.from_pretrained(stored, **options)
     except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
         raise WinnowError(f"cannot load the model {folder}: {first_line(error)}") from error
+    except (KeyError, TypeError, AttributeError, ArithmeticError, AssertionError, IndexError) as error:
+        # transformers looks names up in tables of its own, and counts with sizes, without a word where they are wrong
+        raise WinnowError(
+            f"cannot load the model {folder}: transformers does not take its config.json "
+            f"({type(error).__name__}: {first_line(error)})"
+        ) from error
     model, report = loaded
     for fault in ("missing_keys", "mismatched_keys", "unexpected_keys", "error_msgs"):
         if report[fault]:

@@ -24,7 +24,10 @@ def load_documents(corpus: Any) -> list[Document]:
     from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryValue
 
     try:
-        return instantiate(corpus)
+        documents = instantiate(corpus)
+        if not isinstance(documents, list) or not all(isinstance(one, Document) for one in documents):
+            raise WinnowError(f"calibration.corpus._target_={corpus['_target_']}: does not give a list of Documents")
+        return documents
     except InstantiationException as error:
         if isinstance(error.__cause__, WinnowError):  # Hydra wraps what its targets raise
             raise error.__cause__ from None

@@ -94,11 +94,11 @@ class Family:
     def num_experts(self, config: Mapping[str, Any]) -> int:
         for key in self.num_experts_keys:
             if key in config:
-                return _one_number(config, key)
+                return positive(config, key)
         raise WinnowError(f"config.json of a {self.model_type} model has none of {', '.join(self.num_experts_keys)}")
 
     def top_k(self, config: Mapping[str, Any]) -> int:
-        return _one_number(config, self.top_k_key)
+        return positive(config, self.top_k_key)
 
     def router_groups(self, config: Mapping[str, Any]) -> int:
         """The number of groups of a group-limited router, 1 for any other."""
@@ -123,7 +123,7 @@ class Family:
 
     def width(self, config: Mapping[str, Any]) -> int:
         """The channels of a routed expert."""
-        return _one_number(config, self.width_key)
+        return positive(config, self.width_key)
 
     def with_num_experts(self, config: Mapping[str, Any], count: int) -> dict[str, Any]:
         """The config with every key for the number of experts set to ``count``."""
@@ -159,7 +159,7 @@ class Family:
             value = config.get(*key_and_default)
             return otherwise if value is None else int(value)
 
-        count = int(config["num_hidden_layers"])
+        count = positive(config, "num_hidden_layers")
         first, last = setting(self.first_moe_layer, 0), setting(self.last_moe_layer, -1)
         last = count - 1 if last == -1 else last
         step = setting(self.moe_layer_step, 1)
@@ -172,11 +172,11 @@ class Family:
         Latent attention caches its latents instead. Layers with linear attention or a convolution hold a state that
         does not grow, and count nothing. Raises WinnowError where config.json is not complete.
         """
-        heads = _one_number(config, "num_attention_heads")
+        heads = positive(config, "num_attention_heads")
         if self.latent_keys and config.get(self.latent_keys[0]):
-            elements = sum(_one_number(config, key) for key in self.latent_keys)
+            elements = sum(positive(config, key) for key in self.latent_keys)
         else:
-            head = config.get("head_dim") or _one_number(config, "hidden_size") // heads
+            head = config.get("head_dim") or positive(config, "hidden_size") // heads
             elements = 2 * int(config.get("num_key_value_heads") or heads) * int(head)
         return self._attention_layers(config) * elements
 
@@ -185,16 +185,20 @@ class Family:
         if kinds:
             return sum("attention" in kind and "linear" not in kind for kind in kinds)
         interval = config.get(self.attention_interval_key) if self.attention_interval_key else None
-        return _one_number(config, "num_hidden_layers") // int(interval or 1)
+        return positive(config, "num_hidden_layers") // int(interval or 1)
 
 
-def _one_number(config: Mapping[str, Any], key: str) -> int:
-    """A whole number of config.json, or that of a list which says it for every layer."""
+def positive(config: Mapping[str, Any], key: str) -> int:
+    """A whole number of at least 1 in config.json, or that of a list which says it for every layer.
+
+    Raises WinnowError where it is absent, something else, or not the same in every layer.
+    """
     value = config.get(key)
-    each = set(value) if isinstance(value, list) else {value}
-    if len(each) > 1:
+    if value is None:
+        raise WinnowError(f"config.json does not describe a complete model: it has no {key}")
+    each = value if isinstance(value, list) else [value]
+    if not each or any(type(number) is not int or number < 1 for number in each):
+        raise WinnowError(f"config.json: {key} must be a whole number of at least 1, not {value!r}")
+    if len(set(each)) > 1:
         raise WinnowError(f"config.json: {key} differs between layers ({value}), which is not supported")
-    for number in each:
-        if isinstance(number, int):
-            return number
-    raise WinnowError(f"config.json does not describe a complete model: it has no {key}")
+    return int(each[0])

@@ -241,11 +241,12 @@ def family_of(config: Mapping[str, Any]) -> Family:
 
     From then on transformers knows the model type too, where it is an alias.
     """
-    model_type = config.get("model_type", "(none)")
-    family = FAMILIES.get(model_type) or _BY_ALIAS.get(model_type)
+    model_type = config.get("model_type")
+    family = None if not isinstance(model_type, str) else FAMILIES.get(model_type) or _BY_ALIAS.get(model_type)
     if family is None:
+        found = f"'{model_type}'" if isinstance(model_type, str) else "without a name (config.json: model_type)"
         raise WinnowError(
-            f"architecture '{model_type}' is not supported; supported: {', '.join(sorted([*FAMILIES, *_BY_ALIAS]))}. "
+            f"architecture {found} is not supported; supported: {', '.join(sorted([*FAMILIES, *_BY_ALIAS]))}. "
             "To add it, add a row to FAMILIES in harness/families/table.py"
         )
     if model_type in family.aliases:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import TypeAdapter, ValidationError
 
 from harness.contracts.record import RECORD_VERSION, Record, Sample
 from harness.errors import WinnowError
@@ -33,6 +34,10 @@ SAMPLE_SCHEMA = pa.schema(
         ("prompt", pa.string()),
     ]
 )
+
+
+_SCHEMA = TypeAdapter(Record)
+_OF_CELL: dict[str, tuple[type, ...]] = {"id": (str,), "method": (str,), "ratio": (int, float), "seed": (int,)}
 
 
 class RecordStore:
@@ -64,11 +69,13 @@ class RecordStore:
             data = json.loads(path.read_text(encoding="utf-8"))
             if data["version"] > RECORD_VERSION:
                 raise WinnowError(f"the record {path} was written by a newer version of winnow: update winnow")
-            return Record.from_json(upgraded(data))
+            record = Record.from_json(upgraded(data))
+            _check(record)
+            return record
         except OSError as error:
             raise WinnowError(f"cannot read the record {path}: {error.strerror or error}") from error
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            reason = f"{type(error).__name__}: {error}"
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            reason = f"{type(error).__name__}: {_first_fault(error)}"
             raise WinnowError(f"the record {path} is damaged ({reason}): delete it and run its cell again") from error
 
     def read_table(self, cell: str, columns: Sequence[str] | None = None) -> pa.Table | None:
@@ -77,7 +84,7 @@ class RecordStore:
         Raises WinnowError where the file is damaged, or is not the one that its record was written with.
         """
         path = self.samples_path(cell)
-        if not path.is_file():
+        if not (path.exists() or path.is_symlink()):
             return None
         damaged = f"the samples {path} are damaged: delete the file, or run its cell again"
         try:
@@ -85,9 +92,16 @@ class RecordStore:
             expected = self._samples_sha256(cell)
             if expected and hashlib.sha256(content).hexdigest() != expected:
                 raise WinnowError(f"{damaged} (it is not the file that its record was written with)")
-            return pq.read_table(pa.BufferReader(content), columns=None if columns is None else list(columns))
+            table = pq.read_table(pa.BufferReader(content))
         except (OSError, pa.ArrowException) as error:
             raise WinnowError(damaged) from error
+        for known in SAMPLE_SCHEMA:
+            # Prompts were not kept at first.
+            if known.name not in table.column_names and known.name != "prompt":
+                raise WinnowError(f"{damaged} (they have no column {known.name})")
+            if known.name in table.column_names and not _alike(table.schema.field(known.name).type, known.type):
+                raise WinnowError(f"{damaged} (the column {known.name} is not of {known.type})")
+        return table if columns is None else table.select(list(columns))
 
     def _samples_sha256(self, cell: str) -> str:
         """What the record says of its samples' file; nothing where it has none, or is from before that was kept."""
@@ -123,6 +137,31 @@ class RecordStore:
         with locked(self.folder / ".locks" / f"{cell}.lock", f"another process is at work on {cell}: waiting for it"):
             sweep(self.folder, f".{cell}.*.tmp")
             yield not self.exists(cell)
+
+
+def _check(record: Record) -> None:
+    """Raises ValueError, TypeError or KeyError where a value is not of the type that everybody reads it as."""
+    _SCHEMA.validate_json(json.dumps(record.to_json()), strict=True)  # as JSON a text is not taken for a number
+    for name, kinds in _OF_CELL.items():
+        if not isinstance(record.cell[name], kinds):
+            raise TypeError(f"cell.{name} is {record.cell[name]!r}")
+    for name, value in record.sizes.items():
+        if name.endswith(("bytes", "parameters")) and not isinstance(value, int | float | None):
+            raise TypeError(f"sizes.{name} is {value!r}")
+
+
+def _alike(found: pa.DataType, wanted: pa.DataType) -> bool:
+    """Whether both are texts, or both numbers."""
+    if pa.types.is_string(wanted):
+        return pa.types.is_string(found) or pa.types.is_large_string(found)
+    return pa.types.is_floating(found) or pa.types.is_integer(found)
+
+
+def _first_fault(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        fault = error.errors(include_url=False)[0]
+        return f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}"
+    return str(error)
 
 
 def _to_parquet(samples: Sequence[Sample]) -> bytes:

@@ -29,7 +29,7 @@ from reports.claims.selection import commands
 from reports.numbers.broken import failed_cells, faults
 from reports.numbers.detail_samples import with_detail_samples
 from reports.numbers.layer_samples import with_layer_samples
-from reports.numbers.load import Panel, Row, load_panels
+from reports.numbers.load import Panel, Row, load_sound
 from reports.numbers.paired import ALPHA
 from reports.page.embed import CLAIMS_FILE, PAGE, with_claims
 from reports.tables.comparisons import p_text
@@ -74,13 +74,15 @@ def main(arguments: Sequence[str]) -> int:
 def write_claims(folder: Path, out: Path) -> str:
     """Writes ``out`` with the suffixes .md, .csv and .json; returns the table for the terminal.
 
-    Raises WinnowError where there are no records, one is damaged, or ``out`` cannot be written.
+    What is damaged is left out, and told. Raises WinnowError where there is no sound record, or ``out`` cannot be
+    written.
     """
-    panels = [with_detail_samples(folder, with_layer_samples(folder, panel)) for panel in load_panels(folder)]
+    sound, damaged = load_sound(folder)
+    panels = [with_detail_samples(folder, with_layer_samples(folder, panel)) for panel in sound]
     findings = evaluate_claims(CLAIMS, panels, MEASURES)
     several = len(panels) > 1
     contents = {
-        "md": _markdown(findings, panels, folder),
+        "md": _markdown(findings, panels, folder, damaged),
         "csv": _csv(findings, folder),
         "json": json.dumps([_as_json(one, folder) for one in findings], indent=1, ensure_ascii=False) + "\n",
     }
@@ -90,7 +92,8 @@ def write_claims(folder: Path, out: Path) -> str:
         files[page] = with_claims(page.read_text(encoding="utf-8"), contents["json"])
     write_files({path: text.encode() for path, text in files.items()})
     lines = [line for finding in findings for line in _plain(finding, folder, several)]
-    return "\n".join([*lines, "", _tally(findings), f"written to {out}.md, .csv and .json"])
+    left_out = [f"left out: {line}" for line in damaged]
+    return "\n".join([*lines, "", *left_out, _tally(findings), f"written to {out}.md, .csv and .json"])
 
 
 def _tally(findings: Sequence[Finding]) -> str:
@@ -122,7 +125,7 @@ def _panel_name(panel: Panel) -> str:
     return f"model {panel.model}, suite {panel.suite}, backend {panel.backend}"
 
 
-def _markdown(findings: Sequence[Finding], panels: Sequence[Panel], folder: Path) -> str:
+def _markdown(findings: Sequence[Finding], panels: Sequence[Panel], folder: Path, damaged: Sequence[str]) -> str:
     several = len(panels) > 1
     tested = sum(finding.p is not None for finding in findings)
     body = [
@@ -137,6 +140,7 @@ def _markdown(findings: Sequence[Finding], panels: Sequence[Panel], folder: Path
     rules = _RULES.format(tested=tested, level=ALPHA / max(1, tested)).replace("\n", " ")
     lines = [f"# Claims, tested on {folder.resolve().name}", "", *dict.fromkeys(map(_panel_name, panels)), ""]
     lines += [_tally(findings) + ".", ""]
+    lines += _section("Left out", [f"- {line}" for line in damaged])
     lines += [to_markdown(Table("Claims", ["claim", "verdict", "p", "what was seen"], body, rules))]
     lines += _section("Missing cells", [line for f in findings for line in _lacking(f, folder)])
     told = [f"- {row.label}, ratio {row.ratio:g}, {row.calibration}: {fault}" for row, fault in _broken(panels)]

@@ -24,4 +24,12 @@ def failed_cells(folder: Path) -> list[str]:
     them in a folder of the sweep; sweeps of before left them in ``failures``)."""
     sweeps = [path for path in (folder / "sweeps").glob("*") if path.is_dir()]
     last = max(sweeps, key=lambda path: path.name, default=folder)
-    return [path.read_text(encoding="utf-8").strip() for path in sorted((last / "failures").glob("*.txt"))]
+    return [_line(path) for path in sorted((last / "failures").glob("*.txt"))]
+
+
+def _line(path: Path) -> str:
+    """A note of a failure; that it cannot be read is one too."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").strip()
+    except OSError as error:
+        return f"{path} cannot be read: {error.strerror or error}"

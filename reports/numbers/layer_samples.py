@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 
 from reports.numbers import probes
-from reports.numbers.load import Panel, Row, read_diagnostics
+from reports.numbers.diagnosed import read_diagnostics
+from reports.numbers.load import Panel, Row
 from reports.numbers.statistics import Items, Part
 
 PARTS, GROUPS, LAYERS = "parts of the calibration tokens", "groups of merged experts", "layers"

@@ -2,7 +2,6 @@
 model.
 """
 
-import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,10 +10,11 @@ from typing import Any
 
 from harness.contracts.record import STAGES, Record, Score
 from harness.errors import WinnowError
-from harness.records.old import upgraded_score
 from harness.records.store import RecordStore
 from reports.numbers.broken import faults
 from reports.numbers.comparable import odd_ones
+from reports.numbers.diagnosed import read_diagnostics
+from reports.numbers.models import telling_names
 from reports.numbers.statistics import Items
 
 BASELINE_METHOD = "none"
@@ -95,56 +95,58 @@ def load_panels(folder: Path) -> list[Panel]:
     """Raises WinnowError where the folder has no records, or one of them is damaged or cannot be told
     apart.
     """
+    panels, damaged = load_sound(folder)
+    if damaged:
+        raise WinnowError(damaged[0])
+    return panels
+
+
+def load_sound(folder: Path) -> tuple[list[Panel], list[str]]:
+    """The panels without the cells of which a file is damaged, and a line for each of those, which names the file.
+
+    Raises WinnowError where no cell is sound, or two cannot be told apart.
+    """
     if not folder.is_dir():
         raise WinnowError(f"there is no folder {folder}: give the output_dir of a run")
-    stored = _read(folder, "records")
-    baselines = _read(folder, "baseline") + [one for one in stored if one[0].is_uncompressed()]
+    damaged: list[str] = []
+    stored = _read(folder, "records", damaged)
+    baselines = _read(folder, "baseline", damaged) + [one for one in stored if one[0].is_uncompressed()]
     cells = [one for one in stored if not one[0].is_uncompressed()]
+    if damaged and not cells and not baselines:
+        raise WinnowError(f"no sound record in {folder}: {damaged[0]}")
     if not cells and not baselines:
         raise WinnowError(f"no records in {folder / 'records'}: run `winnow output_dir={folder} ...` first")
     found: dict[tuple[str, ...], list[tuple[Record, Items | None]]] = defaultdict(list)
     with_id = {record.cell["id"]: (record, items) for record, items in baselines}
     for record, items in cells:
         match = _baseline_of(record, [baseline for baseline, _ in baselines])
-        found[(*_panel_key(record), "" if match is None else match.cell["id"])].append((record, items))
+        beside = record.fingerprints.get("model", "") if match is None else match.cell["id"]
+        found[(*_panel_key(record), beside)].append((record, items))
     if not cells:
         for record, _ in baselines:
             found[(*_panel_key(record), record.cell["id"])] = []
-    return [
+    panels = [
         _panel(model, suite, backend, _baseline_row(with_id.get(baseline)), of_panel)
         for (model, suite, backend, baseline), of_panel in sorted(found.items())
     ]
+    names = telling_names([panel.records()[0] for panel in panels])
+    return [replace(panel, model=name) for panel, name in zip(panels, names, strict=True)], damaged
 
 
-def _read(folder: Path, kind: str) -> list[tuple[Record, Items | None]]:
+def _read(folder: Path, kind: str, damaged: list[str]) -> list[tuple[Record, Items | None]]:
+    """Every sound cell; ``damaged`` gets a line for each other one."""
     store = RecordStore(folder, kind)
     found = []
     for cell in store.ids():
-        table = store.read_table(cell, ["task", "domain", "item", "score", "weight"])
-        record = store.read(cell)
-        if kind == "records":
-            record = replace(record, scores=record.scores + _layer_scores(folder, cell))
-        found.append((record, None if table is None else Items.from_columns(table.to_pydict())))
+        try:
+            table = store.read_table(cell, ["task", "domain", "item", "score", "weight"])
+            record = store.read(cell)
+            if kind == "records":
+                record = replace(record, scores=record.scores + _layer_scores(folder, cell))
+            found.append((record, None if table is None else Items.from_columns(table.to_pydict())))
+        except WinnowError as error:
+            damaged.append(str(error))
     return found
-
-
-def read_diagnostics(folder: Path, cell: str) -> dict[str, Any] | None:
-    """What ``diagnostics=layers`` left of a cell (see ``harness.layers.diagnose``); None where it was not run.
-
-    Raises WinnowError where the file is damaged.
-    """
-    path = folder / "diagnostics" / f"{cell}.json"
-    if not path.is_file():
-        return None
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        return {
-            **data,
-            "layers": dict(data["layers"]),
-            "scores": [Score(**upgraded_score(one)) for one in data["scores"]],
-        }
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise WinnowError(f"{path} is damaged: delete it and run its cell with diagnostics=layers again") from error
 
 
 def _layer_scores(folder: Path, cell: str) -> list[Score]:

@@ -6,7 +6,7 @@ its first seed.
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from harness.contracts.record import Record
+from harness.errors import WinnowError
 from harness.records.store import RecordStore
 from reports.figures.drift import PANELS, curve
 from reports.figures.palette import looks
@@ -225,11 +226,63 @@ def _why(folder: Path, record: Record, alone: bool) -> tuple[dict[str, Any], dic
     place = next((place for place in places if (place / "plan.json").is_file()), None)
     if not record.plan or place is None or (place / "plan.json").stat().st_size > LARGEST_PLAN:
         return {}, {}
-    plan = json.loads((place / "plan.json").read_text(encoding="utf-8"))
-    routes = {str(layer["layer"]): [-1 if new is None else new for new in layer["route"]] for layer in plan["layers"]}
-    saliency = place / "saliency.json"
-    layers = json.loads(saliency.read_text(encoding="utf-8")).get("layers", {}) if saliency.is_file() else {}
-    return routes, {layer: [_number(value) for value in values] for layer, values in layers.items()}
+    try:
+        return _routes(place / "plan.json"), _saliency(place / "saliency.json")
+    except WinnowError:  # told by ``damaged_plans``
+        return {}, {}
+
+
+def damaged_plans(folder: Path, panels: Sequence[Panel]) -> list[str]:
+    """A line for each plan and saliency of a cell that cannot be read: the page shows no map of such a cell."""
+    told = []
+    for record in (record for panel in panels for record in panel.records()):
+        place = folder / "cells" / record.cell["id"]
+        for read, path in ((_routes, place / "plan.json"), (_saliency, place / "saliency.json")):
+            try:
+                read(path)
+            except WinnowError as error:
+                told.append(str(error))
+    return told
+
+
+def _routes(path: Path) -> dict[str, list[int]]:
+    """layer -> the new expert of each old one, -1 where it is removed; nothing where there is no such file.
+
+    Raises WinnowError where it is damaged.
+    """
+
+    def read(plan: Any) -> dict[str, list[int]]:
+        return {
+            str(layer["layer"]): [-1 if new is None else _typed(new, int) for new in layer["route"]]
+            for layer in plan["layers"]
+        }
+
+    return _read(path, read)
+
+
+def _saliency(path: Path) -> dict[str, list[float | None]]:
+    """layer -> the saliency of each old expert; nothing where there is none. Raises WinnowError where it is damaged."""
+
+    def read(why: Any) -> dict[str, list[float | None]]:
+        layers = why.get("layers", {})
+        return {layer: [_number(_typed(value, int, float)) for value in values] for layer, values in layers.items()}
+
+    return _read(path, read)
+
+
+def _typed(value: Any, *kinds: type) -> Any:
+    if isinstance(value, bool) or not isinstance(value, kinds):
+        raise TypeError(f"{value!r} is no number")
+    return value
+
+
+def _read(path: Path, read: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+    if not (path.exists() or path.is_symlink()):
+        return {}
+    try:
+        return read(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise WinnowError(f"{path} is damaged: delete it; the page has no map of its cell") from error
 
 
 def _texts(folder: Path, record: Record, chosen: Sequence[Mapping[str, str]]) -> list[list[Any] | None]:

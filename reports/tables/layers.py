@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 
 from reports.figures.palette import looks
 from reports.figures.scores import _LINES, _STYLE
-from reports.numbers.load import Panel, Row, read_diagnostics
+from reports.numbers.diagnosed import read_diagnostics
+from reports.numbers.load import Panel, Row
 from reports.numbers.paired import rank_correlation
 from reports.tables.formats import MISSING, Table, format_number, format_span
 

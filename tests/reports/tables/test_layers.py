@@ -12,7 +12,8 @@ from harness.records.store import RecordStore
 from reports.claims.evaluate import evaluate_claims
 from reports.claims.list import CLAIMS, MEASURES
 from reports.cli import write_report
-from reports.numbers.load import Panel, load_panels, read_diagnostics
+from reports.numbers.diagnosed import read_diagnostics
+from reports.numbers.load import Panel, load_panels
 from reports.numbers.measures import evaluate, main_measures
 from reports.tables.layers import (
     errors_of,
