@@ -185,7 +185,7 @@ def stops_by_prompt(
         raise WinnowError(f"{len(lists)} lists of stop strings for {prompts} prompts: give one list, or one for each")
     if any("" in texts for texts in lists):
         raise WinnowError("an empty stop string would end every answer at once: leave it out")
-    return [(*texts, *more) for texts in lists]
+    return [(*texts, *more) for texts in lists]  # type: ignore[arg-type]
 
 
 def cut(text: str, stop: Sequence[str]) -> str:

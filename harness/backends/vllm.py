@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from harness.backends import timed, vllm_guard
-from harness.backends.ending import before_end, end_tokens, end_tokens_of
+from harness.backends.ending import before_end, end_marks, end_tokens, end_tokens_of
 from harness.backends.thinking import thinking_options
 from harness.backends.tokens import (
     cut,
@@ -138,7 +138,7 @@ class VLLMBackend:
     def __init__(self, engine: Engine, tokenizer: Any, ends: frozenset[int] | None = None) -> None:
         self.tokenizer, self._engine, self.facts = tokenizer, engine, engine.facts
         self.ends = end_tokens(tokenizer) if ends is None else ends
-        self._marks = thought_marks(tokenizer)
+        self._end_marks, self._marks = end_marks(tokenizer), thought_marks(tokenizer)
         self.facts["end_tokens"] = sorted(self.ends)
         self.max_length: int = self.facts["max_length"]
         self.has_chat_template = has_chat_template(tokenizer)
@@ -169,7 +169,7 @@ class VLLMBackend:
         Greedy where ``sampling`` is None. A prompt that leaves no room for them is cut on the left.
         """
         encoded = prompts_that_fit(self.tokenizer, prompts, max_new_tokens, self.max_length)
-        stops = stops_by_prompt(stop, len(prompts))
+        stops = stops_by_prompt(stop, len(prompts), self._end_marks)
         settings = [
             {
                 "max_tokens": max_new_tokens,

@@ -9,13 +9,14 @@ import pytest
 import torch
 from tokenizers import AddedToken
 
-from harness.backends.ending import before_end, end_tokens, end_tokens_of
+from harness.backends.ending import before_end, end_marks, end_tokens, end_tokens_of
 from harness.backends.hf import HFBackend, open_checkpoint
 from harness.backends.tokens import decode, thought_marks
 from harness.backends.vllm import VLLMBackend
+from harness.checkpoints.load import load_model
 from harness.checkpoints.tokenizer import load_tokenizer
 from harness.errors import WinnowError
-from tests.tiny import byte_tokenizer, save_tiny
+from tests.tiny import byte_tokenizer, save_tiny, tiny_model
 
 CHAT = (
     "{% for m in messages %}<|start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -97,6 +98,25 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, list[i
     return folder, prompt, out[0, given.shape[1] :].tolist()
 
 
+@pytest.mark.parametrize(
+    ("behind", "marks"),
+    [("<|im_end|>", ("<|im_end|>",)), (" </s>\n", ("</s>",)), ("[/ANSWER]", ("[/ANSWER]",)), (" <3 ", ()), ("\n", ())],
+)
+def test_a_mark_that_is_no_token_ends_a_text_as_a_stop_string(
+    monkeypatch: pytest.MonkeyPatch, behind: str, marks: tuple[str, ...]
+) -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = f"{{% for m in messages %}}[{{{{ m.role }}}}]{{{{ m.content }}}}{behind}{{% endfor %}}"
+    assert end_marks(tokenizer) == marks and end_tokens(tokenizer) == {256}
+    answer = f"It is 7.{behind}[user]And now?"
+    tokens = tokenizer.encode(answer)
+    expected = "It is 7." + (behind[: behind.index(marks[0])] if marks else behind + "[user]And now?")
+    assert VLLMBackend(FakeEngine(tokens), tokenizer).generate(["x"], 60) == [expected]
+    hf = HFBackend(tiny_model("qwen3_moe"), tokenizer)
+    monkeypatch.setattr(hf, "_continue", lambda prompts, *others: [tokens for _ in prompts])
+    assert hf.generate(["x"], 60) == [expected]
+
+
 def in_generation_config(folder: Path, token: int) -> None:
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [256, token], "pad_token_id": 257}))
 
@@ -173,7 +193,6 @@ def test_lm_eval_on_transformers_ends_its_texts_there_too(written: tuple[Path, s
 
     folder, prompt, tokens = written
     end = next(token for token in tokens[6:] if token not in tokens[:6])
-    from harness.checkpoints.load import load_model
 
     backend = HFBackend(load_model(folder, "float32"), load_tokenizer(folder), 4, 256, frozenset({256, end}))
     asked = Instance("generate_until", {}, (prompt, {"until": [], "max_gen_toks": LONG, "do_sample": False}), 0)
