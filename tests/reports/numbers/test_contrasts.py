@@ -212,3 +212,21 @@ def test_an_average_over_domains_is_taken_domain_by_domain():
     assert found.paired and found.n == 120
     assert found.effect == pytest.approx(np.mean([(v[0] - v[1]).mean() for v in values.values()]))
     assert found.error == pytest.approx(math.sqrt(sum(variances)))
+
+
+def test_a_weighted_average_is_weighted_without_samples_and_over_seeds():
+    weights = {"code": 0.8, "math": 0.2}
+    weighted = Measure("w", "w", BOTH.parts, weights=tuple(weights.values()))
+    seeds = [{"code": outcomes(2 * seed, 30), "math": outcomes(2 * seed + 1, 50)} for seed in range(15, 18)]
+    other = {"code": outcomes(30, 30), "math": outcomes(31, 50)}
+    of_seeds = np.array([sum(w * seed[task].mean() for task, w in weights.items()) for seed in seeds])
+    effect = of_seeds.mean() - sum(w * other[task].mean() for task, w in weights.items())
+    comparer = Comparer()
+    assert comparer.value(weighted, row(*seeds)) == pytest.approx(of_seeds.mean())
+    paired = comparer.difference(weighted, row(*seeds), row(other))
+    assert paired.paired and paired.effect == pytest.approx(effect)
+    assert paired.seed_error == pytest.approx(of_seeds.std(ddof=1) / math.sqrt(3))
+    alone = comparer.difference(weighted, row(*seeds[:1], keep_items=False), row(other, keep_items=False))
+    half = 0.1 / 2 / stats.norm.ppf(0.975)
+    assert not alone.paired and alone.effect == pytest.approx(effect + of_seeds[0] - of_seeds.mean())
+    assert alone.error == pytest.approx(math.sqrt(2 * (0.8 * half) ** 2 + 2 * (0.2 * half) ** 2))
