@@ -2,18 +2,16 @@
 
 The rules, which every table repeats in words:
 
-- A score's interval is the one in its record. A mean of several scores (the generative average) takes the
-root of
-  the sum of squares of their half-widths over their number, side by side, since their items are independent.
-- A difference from the baseline is bootstrapped over the items that both answered, paired (the same resampled
-items
-  for both), within each task of an average separately. Where samples are missing, or do not give the recorded
-  score, it is unpaired: d - sqrt((a - a_low)^2 + (b_high - b)^2) and so on (Newcombe, Statistics in Medicine
-  17, 1998, method 10).
-- Several seeds: the mean over seeds (perplexity: of its logarithm, and intervals likewise). Seeds share their
-items, so the interval's half-width adds in quadrature that
-  of the items (paired: of the scores averaged over seeds; otherwise: the mean half-width of the seeds) and
-  that of the seeds (Student's t with seeds - 1 degrees of freedom times the standard error of the mean).
+- A score's interval is the one in its record. An average over tasks takes the root of the sum of the squares of their
+  half-widths, each times the task's weight, side by side, since their items are independent; perplexities are averaged
+  by their logarithm, and so are their half-widths.
+- A difference from the baseline is bootstrapped over the items that both answered, paired (the same resampled items for
+  both), within each task of an average separately. Where samples are missing, or do not give the recorded score, it is
+  unpaired: d - sqrt((a - a_low)^2 + (b_high - b)^2) and so on (Newcombe, Statistics in Medicine 17, 1998, method 10).
+- Several seeds: the mean over seeds (perplexity: of its logarithm, and intervals likewise). Seeds share their items, so
+  the interval's half-width adds in quadrature that of the items (paired: of the scores averaged over seeds; otherwise:
+  the mean half-width of the seeds) and that of the seeds (Student's t with seeds - 1 degrees of freedom times the
+  standard error of the mean).
 """
 
 import zlib
