@@ -154,6 +154,15 @@ def test_base_and_plus_are_told_apart_and_programs_are_taken_out_of_answers(tmp_
     )
 
 
+@pytest.mark.parametrize(("name", "easier"), [("humaneval_plus", "humaneval"), ("he_plus", "he"), ("own", "humaneval")])
+def test_a_plus_set_supersedes_the_set_of_its_name_without_plus(tmp_path: Path, name: str, easier: str) -> None:
+    root = stage(tmp_path, "humaneval_plus", [problem("humaneval_plus", 0, "half", HALF, [[2]], [[3]])])
+    scores = (
+        CodeBenchmark(name, "humaneval_plus", root).run(ScriptedBackend(lambda prompt: "    return x / 2\n")).scores
+    )
+    assert {score.supersedes for score in scores} == {easier} and scores[0].value == 1.0
+
+
 def test_a_loop_of_short_lines_does_not_keep_evalplus_busy(tmp_path: Path) -> None:
     root = stage(tmp_path, "humaneval_plus", [CASES[1][1]])
     result = CodeBenchmark("he", "humaneval_plus", root).run(ScriptedBackend(lambda prompt: "    (\n" * 3000))
