@@ -26,7 +26,7 @@ from reports.tables import layers
 from reports.tables.answers import calibration_table, consistency_table, shift_table
 from reports.tables.comparisons import baseline_tests, best_tests
 from reports.tables.diagnostics import drift_table, generation_table
-from reports.tables.formats import Table, to_latex, to_markdown
+from reports.tables.formats import Table, in_markdown, to_latex, to_markdown
 from reports.tables.published import published_table
 from reports.tables.scores import (
     cost_table,
@@ -115,16 +115,16 @@ def write_report(folder: Path, out: Path) -> Path:
         print(f"winnow-report: left out: {line}", file=sys.stderr)
     opening = _opening(panels, failed_cells(folder), damaged)
     opening += versions_note([record for panel in panels for record in panel.records()], folder)
-    text = [f"# {folder.resolve().name}", "", opening, ""]
+    text = [f"# {in_markdown(folder.resolve().name)}", "", in_markdown(opening), ""]
     latex = []
     all_results = [evaluate(panel) for panel in panels]
     for number, results in enumerate(all_results):
         prefix = "" if len(panels) == 1 else f"{number + 1}_"
         comparer = Comparer()
         if len(panels) > 1:
-            text += [f"# {_panel_name(results.panel)}", ""]
+            text += [f"# {in_markdown(_panel_name(results.panel))}", ""]
         for corpus in results.panel.corpora() or [NO_CORPUS]:
-            text += [f"## {_corpus_title(corpus)}", ""]
+            text += [f"## {in_markdown(_corpus_title(corpus))}", ""]
             scores, differences = main_table(results, corpus, comparer), difference_table(results, corpus)
             text += _tables([scores, differences])
             text += _figure(
@@ -193,7 +193,12 @@ def _corpus_title(corpus: str) -> str:
 
 
 def _tables(tables: Sequence[Table | None], level: str = "### ") -> list[str]:
-    return [line for table in tables if table is not None for line in (level + table.title, "", to_markdown(table))]
+    return [
+        line
+        for table in tables
+        if table is not None
+        for line in (level + in_markdown(table.title), "", to_markdown(table))
+    ]
 
 
 def _figure(contents: dict[Path, bytes], out: Path, name: str, figure: figures.Figure | None) -> list[str]:

@@ -14,13 +14,14 @@ Answer = Callable[[dict[str, Any]], str | None | tuple[int, str]]
 
 class Endpoint:
     """``answer`` gets the body of a request and gives the reply, or a status and what goes with it. ``requests`` and
-    ``headers`` keep what came; ``retry_after`` is sent along with every status."""
+    ``headers`` keep what came; ``retry_after`` and ``location`` are sent along with every status."""
 
     def __init__(self, answer: Answer) -> None:
         self.answer = answer
         self.requests: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
         self.retry_after: str | None = None
+        self.location: str | None = None
         endpoint = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -35,6 +36,8 @@ class Endpoint:
                 self.send_response(status)
                 if status != 200 and endpoint.retry_after:
                     self.send_header("Retry-After", endpoint.retry_after)
+                if status != 200 and endpoint.location:
+                    self.send_header("Location", endpoint.location)
                 self.send_header("Content-Length", str(len(data)))
                 self.end_headers()
                 self.wfile.write(data)

@@ -1,4 +1,4 @@
-"""A configuration against the tables of ``harness.cells.settings``, and what is made from it, before anything is loaded.
+"""A configuration against the tables of ``harness.cells.settings``, and what is made from it, before anything is read.
 
 Keys that the tables do not name, and nodes whose ``_target_`` is somebody's own code, go through as they are. Nothing
 is changed.

@@ -24,8 +24,8 @@ from omegaconf import DictConfig
 
 from harness.backends.choice import choose
 from harness.calibration.collect import wanted_statistics
-from harness.cells.check import make
 from harness.cells.cell import limits, resolved, tasks_of
+from harness.cells.check import make
 from harness.checkpoints.config import read_config
 from harness.checkpoints.footprint import (
     Anatomy,

@@ -34,7 +34,9 @@ def with_data(suite: dict[str, Any]) -> dict[str, Any]:
             f"{root} lacks the data of {', '.join(missing)}: run {command}, or leave those out with suite.missing=skip"
         )
     # Those that score what others wrote have nothing to score once all of those are gone.
-    empty = [name for name, node in suite["tasks"].items() if node.get("sources") and missing.keys() >= {*node["sources"]}]
+    empty = [
+        name for name, node in suite["tasks"].items() if node.get("sources") and missing.keys() >= {*node["sources"]}
+    ]
     if not suite["tasks"].keys() - missing.keys() - {*empty}:
         raise NotStaged(f"{root} has the data of no task of suite={suite['name']}: run {command}")
     log.warning(

@@ -67,6 +67,8 @@ class RecordStore:
         path = self.path(cell)
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(data, dict):
+                raise TypeError("it holds no JSON object")
             if data["version"] > RECORD_VERSION:
                 raise WinnowError(f"the record {path} was written by a newer version of winnow: update winnow")
             record = Record.from_json(upgraded(data))

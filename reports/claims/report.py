@@ -33,7 +33,7 @@ from reports.numbers.load import Panel, Row, load_sound
 from reports.numbers.paired import ALPHA
 from reports.page.embed import CLAIMS_FILE, PAGE, with_claims
 from reports.tables.comparisons import p_text
-from reports.tables.formats import Table, to_markdown
+from reports.tables.formats import Table, in_csv, in_markdown, to_markdown
 
 _DESCRIPTION = """\
 Tests the claims of the literature on the records in FOLDER: which hold, which do not, which are undecided and how many
@@ -138,14 +138,19 @@ def _markdown(findings: Sequence[Finding], panels: Sequence[Panel], folder: Path
         for finding in findings
     ]
     rules = _RULES.format(tested=tested, level=ALPHA / max(1, tested)).replace("\n", " ")
-    lines = [f"# Claims, tested on {folder.resolve().name}", "", *dict.fromkeys(map(_panel_name, panels)), ""]
+    names = dict.fromkeys(in_markdown(_panel_name(panel)) for panel in panels)
+    lines = [f"# Claims, tested on {in_markdown(folder.resolve().name)}", "", *names, ""]
     lines += [_tally(findings) + ".", ""]
-    lines += _section("Left out", [f"- {line}" for line in damaged])
+    lines += _section("Left out", [f"- {in_markdown(line)}" for line in damaged])
     lines += [to_markdown(Table("Claims", ["claim", "verdict", "p", "what was seen"], body, rules))]
     lines += _section("Missing cells", [line for f in findings for line in _lacking(f, folder)])
-    told = [f"- {row.label}, ratio {row.ratio:g}, {row.calibration}: {fault}" for row, fault in _broken(panels)]
+    told = [
+        in_markdown(f"- {row.label}, ratio {row.ratio:g}, {row.calibration}: {fault}") for row, fault in _broken(panels)
+    ]
     lines += _section("Broken cells", told)
-    lines += _section("Cells of the last sweep that failed", [f"- {line}" for line in failed_cells(folder)])
+    lines += _section(
+        "Cells of the last sweep that failed", [f"- {in_markdown(line)}" for line in failed_cells(folder)]
+    )
     return "\n".join(lines)
 
 
@@ -185,11 +190,11 @@ def _csv(findings: Sequence[Finding], folder: Path) -> str:
     for finding in findings:
         panel = finding.panel
         start = [finding.claim.id, finding.verdict, _cell(finding.p), _cell(finding.corrected)]
-        start += [panel.model, panel.suite, panel.backend]
+        start += [in_csv(name) for name in (panel.model, panel.suite, panel.backend)]
         end = ["; ".join(f"{m.cell}: {m.why}" for m in finding.missing), "; ".join(_commands(finding, folder))]
         contrasts: list[Evidence | None] = [*finding.evidence] or [None]
         for one in contrasts:
-            middle = ["", "", ""] if one is None else [one.name, one.kind, _cell(one.threshold)]
+            middle = ["", "", ""] if one is None else [in_csv(one.name), one.kind, _cell(one.threshold)]
             numbers = [""] * (len(names) + 3)
             if one is not None and one.comparison is not None:
                 c = one.comparison

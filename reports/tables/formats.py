@@ -1,12 +1,16 @@
 """Tables as text in cells, and how numbers and tables are written down."""
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from reports.numbers.statistics import Estimate
 
 MISSING = "–"
+# What begins a tag in Markdown: a number may be below another ("p < 0.001").
+_TAG = re.compile(r"<(?=[A-Za-z/!?])")
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 _LATEX = {
     "\\": r"\textbackslash{}",
     "{": r"\{",
@@ -40,17 +44,27 @@ class Table:
     bold: set[tuple[int, int]] = field(default_factory=set)
 
 
+def in_markdown(text: str) -> str:
+    """Text that holds names from outside, on one line and without tags, links and images of theirs."""
+    return _TAG.sub("&lt;", " ".join(text.split())).replace("](", r"]\(")
+
+
+def in_csv(text: str) -> str:
+    """A name from outside, on one line and such that no spreadsheet takes it for a formula."""
+    line = " ".join(text.split())
+    return f"'{line}" if text.startswith(_FORMULA) or line.startswith(_FORMULA) else line
+
+
 def to_markdown(table: Table) -> str:
     def line(cells: Iterable[str]) -> str:
-        return "| " + " | ".join(cells) + " |"
+        return "| " + " | ".join(in_markdown(cell).replace("|", r"\|") for cell in cells) + " |"
 
     def cell(text: str, row: int, column: int) -> str:
-        text = text.replace("|", r"\|")
         return f"**{text}**" if (row, column) in table.bold else text
 
     rule = ["---", "---"] + ["---:"] * (len(table.header) - 2)
     rows = [line(cell(text, r, c) for c, text in enumerate(cells)) for r, cells in enumerate(table.rows)]
-    return "\n".join([line(table.header), line(rule), *rows, "", table.note, ""])
+    return "\n".join([line(table.header), line(rule), *rows, "", in_markdown(table.note), ""])
 
 
 def to_latex(table: Table) -> str:
@@ -121,4 +135,5 @@ def format_list(names: Sequence[str]) -> str:
 
 
 def _tex(text: str) -> str:
+    text = " ".join(text.split())
     return "$^6$".join("".join(_LATEX.get(letter, letter) for letter in part) for part in text.split("^6"))

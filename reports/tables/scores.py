@@ -31,6 +31,7 @@ from reports.tables.formats import (
     format_list,
     format_number,
     format_span,
+    in_csv,
 )
 
 _REDUCTION = (
@@ -186,13 +187,14 @@ def to_csv(all_results: Sequence[Results]) -> str:
     writer.writerow(
         ["model", "suite", "backend", "calibration", "ratio", "method", "seeds", "weights_bytes"]
         + ["expert_parameters_removed", *(["memory_reduction"] if quantized else [])]
-        + [f"{m.name}_{name}" for m in measures for name in names]
+        + [in_csv(f"{m.name}_{name}") for m in measures for name in names]
     )
     for results in all_results:
         panel = results.panel
         for row in panel.all_rows():
             removed = parameters_removed(row)
-            line = [panel.model, panel.suite, panel.backend, row.calibration, f"{row.ratio:g}", row.method]
+            line = [in_csv(name) for name in (panel.model, panel.suite, panel.backend, row.calibration)]
+            line += [f"{row.ratio:g}", in_csv(row.method)]
             line += [str(len(row.records)), str(row.records[0].sizes.get("weights_bytes", ""))]
             line.append("" if removed is None else repr(removed))
             if quantized:

@@ -11,6 +11,7 @@ import os
 import threading
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +29,16 @@ _LONGEST_PAUSE = 60.0
 # After so many questions in a row without any answer the endpoint is taken to be down, and not asked the rest.
 PATIENCE = 8
 _READY = 'Answer with the JSON object {"ready": true} alone.'
+
+
+class _Stay(urllib.request.HTTPRedirectHandler):
+    """No redirect is followed: the key would go along to whatever host it leads to."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
+
+
+_OPENER = urllib.request.build_opener(_Stay)
 
 
 @dataclass(frozen=True)
@@ -59,7 +70,8 @@ class _NoAnswer(Exception):
 class Judge:
     """``request`` is sent with every question; ``timeout`` and ``backoff`` are in seconds.
 
-    A question is asked up to 1 + ``retries`` times. After a reply without a valid verdict the judge is told what was
+    A question is asked up to 1 + ``retries`` times. No redirect is followed, and the key is masked in all that is kept
+    of a reply. After a reply without a valid verdict the judge is told what was
     wrong with it. Raises WinnowError, when it is made, for an address or a number that cannot be, and where the
     environment variable ``api_key_env`` is not set; the key itself is read when it is sent, and kept nowhere.
     """
@@ -157,21 +169,33 @@ class Judge:
         url = f"{self.base_url.rstrip('/')}/chat/completions"
         try:
             request = urllib.request.Request(url, json.dumps(body).encode(), headers)
-            with urllib.request.urlopen(request, timeout=self.timeout) as response:
+            with _OPENER.open(request, timeout=self.timeout) as response:
                 answer = json.load(response)
             text = answer["choices"][0]["message"]["content"]
         except urllib.error.HTTPError as error:
-            said = _said(error)
-            # Some servers repeat the key that they refuse.
-            reason = f"HTTP {error.code}: {said.replace(self._key, '[key]') if self._key else said}"
+            if 300 <= error.code < 400:
+                where = self._masked(str(error.headers.get("Location")))
+                raise _NoAnswer(
+                    f"HTTP {error.code}: it sends us on to {where}: is that the judge.base_url?", None
+                ) from None
+            reason = f"HTTP {error.code}: {self._masked(_said(error))}"
             if error.code in _TEMPORARY or error.code >= 500:
                 raise _NoAnswer(reason, _seconds(error.headers.get("Retry-After"))) from error
             raise _NoAnswer(reason, None) from error
         except (OSError, http.client.HTTPException) as error:  # URLError and timeouts are OSErrors
-            raise _NoAnswer(str(getattr(error, "reason", "")) or str(error) or type(error).__name__) from error
+            said = str(getattr(error, "reason", "")) or str(error) or type(error).__name__
+            raise _NoAnswer(self._masked(said)) from error
         except (ValueError, KeyError, IndexError, TypeError) as error:
-            raise _NoAnswer(f"not the answer of a chat endpoint ({type(error).__name__}: {error})") from error
-        return text if isinstance(text, str) else ""
+            said = self._masked(f"{type(error).__name__}: {error}")
+            raise _NoAnswer(f"not the answer of a chat endpoint ({said})") from error
+        return self._masked(text) if isinstance(text, str) else ""
+
+    def _masked(self, said: str) -> str:
+        """Without the key: some servers repeat the one that they refuse, and a model may be told it."""
+        key = self._key if self.api_key_env else ""
+        for known in {key, urllib.parse.quote(key, safe="")} - {""}:
+            said = said.replace(known, "[key]")
+        return said
 
 
 def _correction(reply: str, error: ValueError) -> list[dict[str, str]]:

@@ -3,6 +3,7 @@ line, and what is sound is reported.
 """
 
 import contextlib
+import hashlib
 import io
 import json
 import shutil
@@ -25,7 +26,7 @@ Damage = Callable[[Path], None]
 
 
 def sound(folder: Path) -> Path:
-    """Two cells of a sweep that is shown, with all that lies beside their records; they say nothing of checksums."""
+    """Two cells of a sweep that is shown, with all that lies beside their records, and saliency made up."""
     kept = [min((SOURCE / "records").glob(f"{name}*.json")).stem for name in CELLS]
     baseline = json.loads((SOURCE / "records" / f"{kept[0]}.json").read_text())["cell"]["baseline"]
     for kind, names in (("records", kept), ("baseline", [baseline]), ("diagnostics", kept)):
@@ -35,12 +36,22 @@ def sound(folder: Path) -> Path:
                 shutil.copy(path, folder / kind / path.name)
     for name in kept:
         shutil.copytree(SOURCE / "cells" / name, folder / "cells" / name)
+        routes = {
+            one["layer"]: one["route"]
+            for one in json.loads((folder / "cells" / name / "plan.json").read_text())["layers"]
+        }
+        saliency = {layer: [float(place) for place in range(len(route))] for layer, route in routes.items()}
+        (folder / "cells" / name / "saliency.json").write_text(json.dumps({"method": "any", "layers": saliency}))
     for path in [*folder.glob("records/*.json"), *folder.glob("baseline/*.json")]:
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"samples_sha256": ""}))
+        _checksum(path, hashlib.sha256(path.with_suffix(".parquet").read_bytes()).hexdigest())
     notes = folder / "sweeps" / "20260101T000000-host-1" / "failures"
     notes.mkdir(parents=True)
     (notes / "00000.txt").write_text("method=reap: out of memory\n")
     return folder
+
+
+def _checksum(record: Path, of: str) -> None:
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"samples_sha256": of}))
 
 
 def _bytes(content: bytes) -> Damage:
@@ -95,8 +106,11 @@ def _json(change: Callable[[dict[str, Any]], Any]) -> Damage:
 
 
 def _table(change: Callable[[pa.Table], pa.Table]) -> Damage:
+    """Of a record from before checksums were kept, which would tell."""
+
     def damage(path: Path) -> None:
         pq.write_table(change(pq.read_table(path)), path)
+        _checksum(path.with_suffix(".json"), "")
 
     return damage
 
@@ -150,7 +164,7 @@ WITHIN: dict[str, dict[str, Damage]] = {
 
 @dataclass(frozen=True)
 class Damaged:
-    """``where`` is a pattern of the file; ``told`` says that it feeds the report by itself, so that it is named."""
+    """``where`` is a pattern of the file; ``of_claims``: the claims are tested on it too."""
 
     name: str
     where: str
@@ -169,8 +183,9 @@ ALL = [
 
 @dataclass(frozen=True)
 class Ending:
-    """Of one report: its exit status, what it printed, and the error that it died of, if any."""
+    """Of one report: the damaged file, its exit status, what it printed, and the error that it died of, if any."""
 
+    file: str
     status: int
     told: str
     died: str
@@ -184,16 +199,15 @@ def run(one: Damaged, folder: Path, *words: str) -> Ending:
     told = io.StringIO()
     with contextlib.redirect_stdout(told), contextlib.redirect_stderr(told):
         try:
-            return Ending(cli.main([*words, str(folder)]), told.getvalue(), "")
+            return Ending(path.name, cli.main([*words, str(folder)]), told.getvalue(), "")
         except Exception as error:  # what would be a traceback
-            return Ending(1, told.getvalue(), f"{type(error).__name__}: {error}")
+            return Ending(path.name, 1, told.getvalue(), f"{type(error).__name__}: {error}")
 
 
 def is_clear(one: Damaged, ending: Ending, folder: Path, report: str) -> bool:
     """The report is there, and a line names the file."""
-    name = Path(one.where).name.replace("*", "")
     lines = [line for line in ending.told.splitlines() if "left out" in line]
-    named = not one.of_claims and report == "claims.md" or any(name.lstrip(".") in line for line in lines)
+    named = not one.of_claims and report == "claims.md" or any(ending.file in line for line in lines)
     written = (folder / "report" / report).read_text() if (folder / "report" / report).is_file() else ""
     in_report = "Left out" in written or not lines
     return ending.status == 0 and not ending.died and named and bool(written) and in_report

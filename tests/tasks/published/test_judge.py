@@ -186,3 +186,25 @@ def test_the_object_that_closes_a_reply(reply: str, found: dict[str, Any]) -> No
 def test_a_reply_that_closes_with_no_object(reply: str) -> None:
     with pytest.raises(ValueError, match="does not end with a JSON object"):
         closing_object(reply)
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_the_key_goes_to_no_other_host(status: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KEY", "sk-very-secret")
+    with serving(lambda body: '{"score": 1}') as elsewhere, serving(lambda body: (status, "")) as first:
+        first.location = f"{elsewhere.url}/chat/completions?was=sk-very-secret"
+        (verdict,) = first.judge(api_key_env="KEY", retries=2).ask([Question("?", dict)])
+        assert not elsewhere.requests and len(first.requests) == 1
+    assert verdict.value is None and f"HTTP {status}" in verdict.fault
+    assert elsewhere.url in verdict.fault and "sk-very-secret" not in verdict.fault
+
+
+@pytest.mark.parametrize("status", [200, 401, 500])
+def test_a_reply_that_repeats_the_key_is_masked(status: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KEY", "sk-very/secret+")
+    said = 'your key sk-very/secret+ or sk-very%2Fsecret%2B {"score": "sk-very/secret+"}'
+    with serving(lambda body: said if status == 200 else (status, said)) as endpoint:
+        (verdict,) = endpoint.judge(api_key_env="KEY", retries=0).ask([Question("?", dict)])
+        assert endpoint.headers[0]["Authorization"] == "Bearer sk-very/secret+"
+    kept = f"{verdict.value} {verdict.replies} {verdict.fault}"
+    assert "[key]" in kept and "secret" not in kept
