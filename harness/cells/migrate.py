@@ -8,6 +8,7 @@ it names. Where they are not, a new run does not find the cell, and computes it.
 when it is started again; a second one finds nothing to do.
 """
 
+import hashlib
 import json
 import platform
 import re
@@ -60,6 +61,8 @@ def _migrate(store: RecordStore, name: str, root: Path) -> bool:
         raise WinnowError(f"{store.path(name)} and {store.path(new)} are the same cell: delete one of them")
     # The old record goes last: until then everything can be done once more.
     _move(store.samples_path(name), store.samples_path(new))
+    if not record.samples_sha256 and store.samples_path(new).is_file():
+        record = replace(record, samples_sha256=hashlib.sha256(store.samples_path(new).read_bytes()).hexdigest())
     if store.folder.name == "records":
         _move(root / "cells" / name, root / "cells" / new)
         _move_diagnostics(RecordStore(root, "diagnostics"), name, new)
