@@ -10,6 +10,9 @@ import tempfile
 from itertools import permutations
 from pathlib import Path
 
+import datasets
+from transformers.utils.logging import disable_progress_bar
+
 from harness.cells.publish import publish
 from harness.errors import WinnowError
 from tests.attack import changes, hostile_programs, kills, malformed
@@ -20,6 +23,8 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=30, help="how often a sweep is killed at a random moment (30)")
     options = parser.parse_args()
     logging.disable(logging.WARNING)
+    datasets.disable_progress_bars()
+    disable_progress_bar()
     held = True
 
     def tell(what: str, right: int, of: int, note: str = "") -> None:

@@ -57,17 +57,18 @@ def killed(folder: Path, kills: int, seed: int = 0) -> tuple[int, bool]:
     started = time.monotonic()
     truth = undisturbed(folder, "truth")
     whole, draw, met = time.monotonic() - started, random.Random(seed), 0
-    for number in range(kills):
+    store = RecordStore(folder / "killed")
+    for _ in range(kills):
+        for name in store.ids():  # else the sweep would soon be finished
+            if draw.random() < 0.7:
+                store.path(name).unlink()
         process = subprocess.Popen(
             sweep(folder, "killed"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
         )
         try:
-            process.wait(draw.uniform(0.2, 1.0) * whole)
+            process.wait(draw.uniform(0.2, 0.9) * whole)
         except subprocess.TimeoutExpired:
             met += 1
         process.send_signal(signal.SIGKILL)
         process.wait()
-        if RecordStore(folder / "killed").ids() and number % 3 == 2:  # else the sweep would soon be finished
-            for name in RecordStore(folder / "killed").ids()[::2]:
-                RecordStore(folder / "killed").path(name).unlink()
     return met, undisturbed(folder, "killed") == truth
