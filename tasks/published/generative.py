@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from harness.backends.thinking import opened_thought
 from harness.backends.tokens import cut
 from harness.contracts.backend import Backend
-from harness.contracts.record import Sample
+from harness.contracts.record import Sample, Score
 from harness.contracts.task import TaskResult
 from harness.data.schema import Row
 from harness.errors import WinnowError
@@ -16,6 +16,12 @@ from tasks.published.thought import split_thought
 from tasks.scores import WITHOUT_THOUGHT, share_score
 
 THINKING = ("auto", "on", "off")
+
+
+def truncated_score(task: str, truncated: Sequence[bool]) -> Score:
+    """The share of a task's texts that end inside a thought, as a task of its own."""
+    score = share_score(f"{task}_truncated", "truncated", [float(one) for one in truncated])
+    return replace(score, kind="probe", higher_is_better=False)
 
 
 @dataclass(frozen=True)
@@ -102,10 +108,11 @@ class GenerativeBenchmark(Benchmark):
         with samples of its own."""
         if not any(answer.thinks for answer in answers):
             return result
-        task = f"{self.name}_truncated"
-        cut_short = [float(answer.truncated) for answer in answers]
-        samples = [Sample(task, row["id"], one, domain=self.domain) for row, one in zip(rows, cut_short, strict=True)]
-        score = replace(share_score(task, "truncated", cut_short), kind="probe", higher_is_better=False)
+        score = truncated_score(self.name, [answer.truncated for answer in answers])
+        samples = [
+            Sample(score.task, row["id"], float(answer.truncated), domain=self.domain)
+            for row, answer in zip(rows, answers, strict=True)
+        ]
         said = {"mode": self.thinking_mode, "tokens": answers[0].budget}
         facts = result.facts | {f"thinking of {self.name}": said}
         return TaskResult([*result.scores, score], [*result.samples, *samples], facts)

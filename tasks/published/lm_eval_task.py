@@ -15,12 +15,15 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from harness.backends.thinking import opened_thought
 from harness.contracts import intervals
 from harness.contracts.backend import Backend
 from harness.contracts.record import Sample, Score
 from harness.contracts.task import ModelTask, TaskResult
 from harness.errors import BrokenModel, WinnowError
 from tasks.published.domains import domain_of
+from tasks.published.generative import truncated_score
+from tasks.published.thought import split_thought
 
 # lm-eval's own default, so that seed=0 takes the few-shot examples that its command line takes.
 FIRST_SEED = 1234
@@ -43,7 +46,8 @@ class LmEvalTask(ModelTask):
     its filter after a comma unless it is "none". A sample's score is its first metric, on which cells can be paired;
     for perplexities the negative log-likelihood in nats, with the number of words or bytes as weight. Intervals:
     Wilson's for metrics of 0 and 1, else a bootstrap over documents; those of a group are its tasks' intervals, their
-    half-widths added in squares with the weights that the group gives them.
+    half-widths added in squares with the weights that the group gives them. Texts are scored without what a model
+    thinks aloud in them; where some do, ``truncated`` of ``name_truncated`` is the share that ends inside a thought.
 
     Raises WinnowError for names that lm-eval does not know, tasks that cannot be loaded or would run what the model
     writes, and log-likelihoods that are not finite.
@@ -96,6 +100,7 @@ class LmEvalTask(ModelTask):
 
         with _quiet():
             model = language_model(backend)
+        thoughts = _answers_alone(model)
         if self.chat_template and not getattr(model.tokenizer, "chat_template", None):
             raise WinnowError(f"{self.name}: chat_template=true, but the model's tokenizer has no chat template")
         with _quiet():
@@ -112,7 +117,8 @@ class LmEvalTask(ModelTask):
             samples += _samples(self.name, name, rows, aggregation)
         for name, group in loaded["groups"].items():
             scores |= self._group_scores(name, group, scores, results)
-        return TaskResult(list(scores.values()), samples)
+        cut_short = [truncated_score(self.name, [cut for _, cut in thoughts])] if any(t for t, _ in thoughts) else []
+        return TaskResult([*scores.values(), *cut_short], samples)
 
     def _filed(self, score: Score, task: Any, aggregation: Mapping[str, Any]) -> Score:
         """The score with its kind, by what lm-eval's task asks for, and its domain."""
@@ -244,6 +250,22 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(before)
+
+
+def _answers_alone(model: Any) -> list[tuple[bool, bool]]:
+    """From now on lm-eval's model gives texts without their thoughts, and nothing of one that ends inside its thought.
+    The list fills with (holds a thought, ends inside it) of each text."""
+    write = model.generate_until
+    seen: list[tuple[bool, bool]] = []
+
+    def generate_until(requests: Sequence[Any], **options: Any) -> list[str]:
+        texts = zip(requests, write(requests, **options), strict=True)
+        found = [split_thought(opened_thought(request.args[0]) + text) for request, text in texts]
+        seen.extend((bool(thought) or cut, cut) for thought, _, cut in found)
+        return ["" if cut else answer for _, answer, cut in found]
+
+    model.generate_until = generate_until
+    return seen
 
 
 def _max_tokens(settings: Mapping[str, Any] | None) -> int:

@@ -1,5 +1,6 @@
 """Models that think before they answer: how they are asked, how much they may write, and what of it is scored."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,12 @@ from harness.errors import WinnowError
 from tasks.probes.diversity import DiversityTask
 from tasks.published.code import ANSWER, CodeBenchmark
 from tasks.published.contest import ContestBenchmark
+from tasks.published.lm_eval_task import LmEvalTask
 from tasks.published.math import MathBenchmark
 from tasks.published.writing import JudgedWritingTask
 from tests.tasks.scripted import ScriptedBackend
 from tests.tasks.staged import stage
+from tests.tiny import byte_tokenizer
 
 PROBLEMS = [
     {"id": str(n), "question": f"{n} and 2?", "solution": f"#### {n + 2}", "answer": str(n + 2)} for n in range(3)
@@ -163,6 +166,36 @@ def test_writing_is_measured_without_its_thought(tmp_path: Path) -> None:
         DiversityTask(sources=("wildbench",)).run_on(plain),
     )
     assert with_thought.scores == without.scores and with_thought.scores
+
+
+class Said(ScriptedBackend):
+    """As much of a backend as lm-eval's adapter needs to write."""
+
+    name, tokenizer = "vllm", byte_tokenizer()
+
+    def score_tokens(self, *arguments: Any, **options: Any) -> list[Any]:
+        raise AssertionError
+
+    def generate(self, prompts: Any, max_new_tokens: int, stop: Any, sampling: Any, progress: str = "") -> list[str]:  # type: ignore[override]
+        return [self.write(prompt) for prompt in prompts]
+
+
+def test_lm_evals_tasks_score_no_thought(tmp_path: Path) -> None:
+    pytest.importorskip("lm_eval")
+    (tmp_path / "asked.jsonl").write_text("".join(json.dumps({"q": q, "a": "7"}) + "\n" for q in "abc"))
+    task = {
+        "task": "sevens", "dataset_path": "json", "test_split": "test", "output_type": "generate_until",
+        "dataset_kwargs": {"data_files": {"test": str(tmp_path / "asked.jsonl")}}, "doc_to_text": "{{q}}?",
+        "doc_to_target": "a", "generation_kwargs": {"until": [], "max_gen_toks": 9, "do_sample": False},
+        "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
+    }  # fmt: skip
+    (tmp_path / "sevens.yaml").write_text(json.dumps(task))
+    texts = {"a?": "<think>8?</think>7", "b?": "7", "c?": "<think>7"}
+    result = LmEvalTask("lm", ("sevens",), str(tmp_path)).run(Said(texts.__getitem__))  # type: ignore[arg-type]
+    assert scores(result) == {("lm", "exact_match"): pytest.approx(2 / 3), ("lm_truncated", "truncated"): 1 / 3}
+    assert [sample.output for sample in result.samples] == ["7", "7", ""]
+    plain = LmEvalTask("lm", ("sevens",), str(tmp_path)).run(Said(lambda prompt: "7"))  # type: ignore[arg-type]
+    assert scores(plain) == {("lm", "exact_match"): 1.0}
 
 
 def test_settings_that_make_no_sense_are_one_line(tmp_path: Path) -> None:
