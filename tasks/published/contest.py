@@ -4,7 +4,8 @@ A program reads a test's input and prints its answer, or has a class with a meth
 answers are compared, follow ``lcb_runner`` (github.com/LiveCodeBench/LiveCodeBench); what differs:
 
 - One greedy answer a problem, where it samples several; what it puts into a system message heads the request.
-- The program is the last code block that is closed.
+- A program that reads and prints is the last code block that is closed; one that is called is what its class or
+  function needs of all blocks, as for the other code sets (``program_text``).
 - The tests of a problem share ``cpu_seconds`` and 2 GiB of memory, where it gives 6 s to each test.
 - There is no package beside the standard library: a program that imports numpy fails.
 - A model without a chat template gets the same request, with the code block of its answer begun; there it gets a
@@ -15,15 +16,17 @@ pretended.
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
-from typing import Any
+from typing import Any, ClassVar
 
 from harness.contracts.backend import Backend
 from harness.contracts.record import Sample
 from harness.contracts.task import ModelTask, TaskResult
 from harness.data.schema import Row
 from tasks.published.generative import Answer, GenerativeBenchmark
+from tasks.published.programs import programs
 from tasks.sandbox.run import Failed, Limits, Outcome, Program, judge_many, layers_in_force
 from tasks.scores import share_score
 
@@ -88,9 +91,21 @@ def request(row: Row) -> str:
 def last_block(answer: str) -> str:
     """The code of the last closed code block: a model may think in others before it. "" where there is none."""
     lines = answer.split("\n")
-    marks = [place for place, line in enumerate(lines) if "```" in line]
+    marks = [place for place, line in enumerate(lines) if line.lstrip().startswith(("```", "~~~"))]
     closed = list(zip(marks[::2], marks[1::2], strict=False))
     return "\n".join(lines[closed[-1][0] + 1 : closed[-1][1]]) if closed else ""
+
+
+def taken_out(problems: Sequence[Row], answers: Sequence[str], chat: bool) -> list[str]:
+    """The program in each answer: of a base model the block has been opened for it."""
+    found = [last_block(answer) if chat else answer for answer in answers]
+    called = [place for place, row in enumerate(problems) if row["function"] is not None]
+    names = ["Solution" if "class Solution" in answers[place] else problems[place]["function"] for place in called]
+    none = [""] * len(called)
+    sources = programs([answers[place] for place in called], none, none, [[name] for name in names])
+    for place, source in zip(called, sources, strict=True):
+        found[place] = source
+    return found
 
 
 def program_for(row: Row, source: str) -> Program:
@@ -142,6 +157,8 @@ class ContestBenchmark(GenerativeBenchmark, ModelTask):
     does not work.
     """
 
+    version: ClassVar[int] = 2  # 2: programs that are called are taken out as for the other code sets
+
     domain: str = "code"
     max_new_tokens: int = 2000
     cpu_seconds: int = 60
@@ -152,14 +169,14 @@ class ContestBenchmark(GenerativeBenchmark, ModelTask):
         chat = self.in_chat(backend)
         prompts = [self._prompt(backend, request(row), chat) for row in problems]
         answers = self.answers(backend, prompts, () if chat else ("\n```",))
-        sources = [last_block(one.answer) if chat else one.answer for one in answers]
+        sources = taken_out(problems, [answer.answer for answer in answers], chat)
         limits = Limits(self.cpu_seconds, 3.0 * self.cpu_seconds + 5, memory_bytes=2**31, output_bytes=2**24)
-        programs = [program_for(row, source) for row, source in zip(problems, sources, strict=True)]
+        to_run = [program_for(row, source) for row, source in zip(problems, sources, strict=True)]
 
         def sample(place: int, outcome: Outcome) -> Sample:
             return self._sample(problems[place], answers[place], sources[place], outcome)
 
-        samples = judge_many(programs, sample, limits, f"{self.name}: running")
+        samples = judge_many(to_run, sample, limits, f"{self.name}: running")
         scores = [share_score(self.name, "pass@1", [sample.score for sample in samples])]
         result = TaskResult(scores, samples, {"sandbox": layers_in_force()})
         return self.with_truncated(result, problems, answers)

@@ -15,6 +15,7 @@ from tasks.published.contest import (
     program_for,
     request,
     returns_the_same,
+    taken_out,
 )
 from tasks.sandbox.run import Limits, run_many
 from tests.tasks.scripted import ScriptedBackend
@@ -110,6 +111,22 @@ def test_the_last_closed_block_is_the_program() -> None:
     assert last_block("First\n```\nx\n```\nno:\n```python\ny\nz\n```\nDone") == "y\nz"
     assert last_block("```\nx\n```\nAgain:\n```python\nnever closed") == "x"
     assert last_block("```python\nnever closed") == "" == last_block("none")
+
+
+def test_what_is_called_is_taken_out_of_all_blocks() -> None:
+    method = METHOD.format("[[x, twice(x)] for x in numbers]")
+    helper = "def twice(x):\n    return 2 * x\n"
+    for answer in (
+        f"```python\n{helper}```\nThen\n```\n{method}```\n```python\nprint(Solution().pairs([1], int(input())))\n```",
+        f"{helper}{method}\nassert Solution().pairs([], 1) == 5",
+        f"~~~py\n{helper}{method}\nimport sys\nsys.exit()\n~~~",
+        f"```python\n{helper}def pairs(numbers, more):\n    return [[x, twice(x)] for x in numbers]\n```",
+    ):
+        for chat in (True, False):
+            (source,) = taken_out([PAIRS], [answer], chat)
+            assert how_many_pass(PAIRS, source) == 2, source
+    assert taken_out([SUM, PAIRS, SUM], ["```\nx\n```", "no", "y"], True) == ["x", "no", ""]
+    assert taken_out([SUM], ["x = input()\n"], False) == ["x = input()\n"]
 
 
 def test_models_are_asked_and_scored(tmp_path: Path) -> None:
