@@ -20,7 +20,7 @@ NUMBER = re.compile(rf"(?P<sign>[-{_CURRENCY}]{{0,3}})(?P<digits>{_DIGITS})(?:/(
 _OPERATOR = re.compile(rf"\s*(?:[+*/^×÷·]|-\s|(?<=\s)-|\\(?:times|cdot|div)\b)\s*[({_CURRENCY}]*\d")
 _EXPRESSION = re.compile(r"\\[dt]?frac|\\sqrt|\\binom|\^|\d\s*(?:[+*/×÷·-]|\\(?:times|cdot|div)\b)\s*\\?[$(]*\d")
 _IN_WORDS = re.compile(rf"(?:[A-Za-z]{{2,}}[\s:]+)*{NUMBER.pattern}%?(?:\s+[A-Za-z]{{3,}})*\s*")
-_SECOND = re.compile(r"[)\s]*,[\s(]*[-$]?\d")
+_SECOND = re.compile(r"[)\s]*(?:,|\bor\b|\band\b)[\s(]*[-$]?\d")  # of several answers none is the answer
 _EQUAL = re.compile(r"=|≈|\\approx\b|\\(?:implies|Rightarrow|to)\b|→|⇒")
 _REASON = re.compile(r"\b(?:because|since|as|so|where|given)\b|;|,\s")
 
@@ -37,7 +37,7 @@ _SAID = re.compile(
 )
 _SENTENCE = re.compile(r"(?:(?!\.\s|\.$|[!?](?:\s|$)).)*", re.DOTALL)
 _MATH = re.compile(r"\$\$?(?P<dollars>[^$]+)\$|\\\((?P<round>.+?)\\\)|\\\[(?P<square>.+?)\\\]", re.DOTALL)
-_ASKED = re.compile(r"^[ \t*_#>]*(?:question|q)\b[ \t*_\d#]*:[ \t*_]*", re.IGNORECASE | re.MULTILINE)
+_ASKED = re.compile(r"^[ \t*_#>]*(?:question|q|human|user)\b[ \t*_\d#]*:[ \t*_]*", re.IGNORECASE | re.MULTILINE)
 _END_OF_ASKED = re.compile(
     r"^[ \t*_#>]*(?:answer|solution|a)\b[ \t*_]*:|\?(?=\s|$)|\n\s*\n|\Z", re.IGNORECASE | re.MULTILINE
 )

@@ -126,6 +126,11 @@ def test_another_answer_is_what_stands_there(text: str, answer: str) -> None:
     assert final_answer(text).flexible == answer
 
 
+@pytest.mark.parametrize("box", ["18, 20", "20, 18", "18 \\text{ or } 20", "20 \\text{ and } 18", "(18, 20)", "18 + 2"])
+def test_of_several_answers_in_a_box_none_is_right(box: str, comparer: Comparer) -> None:
+    assert not comparer(final_answer(f"\\boxed{{{box}}}", number=True).flexible, "18")
+
+
 def test_a_question_is_no_answer() -> None:
     question = "Tom has 18 eggs.  He sells 5.\nHow many are left?"
     assert final_answer("Tom has 18 eggs. He sells 5. How many are left?", question, True).flexible == ""
@@ -133,6 +138,7 @@ def test_a_question_is_no_answer() -> None:
     assert final_answer(question + "\n13 are left.", question, True).flexible == "13"
     assert final_answer("Question: How many of 18?\nAnswer: 13", question, True).flexible == "13"
     assert final_answer("#### 13\n\nQuestion: 5 and 9?\n#### 14", question, True).flexible == "13"
+    assert final_answer("\\boxed{13}\n\nUser: And 5 and 9?\nAssistant: \\boxed{14}", question, True).flexible == "13"
     assert without_question("Nothing of it, 5.", question) == "Nothing of it, 5."
 
 
