@@ -190,7 +190,8 @@ def test_multiple_choice_and_groups_by_hand(backend: HFBackend, folder: str, tmp
     assert both.low == pytest.approx(both.value - math.sqrt(sum(squares))) and both.low <= both.value <= both.high
     even = by_name(LmEvalTask("lm", ("even",), folder).run(backend).scores)[("even", "acc")]
     assert even.value == pytest.approx((parts[0].value + parts[1].value) / 2)
-    record = Record({"id": "x"}, {}, {}, {}, [], {}, {})
+    cell = {"id": "x", "method": "none", "ratio": 0.0, "seed": 0}
+    record = Record(cell, {}, {}, {}, [], {}, {})
     store = RecordStore(tmp_path)
     store.write(record, result.samples)
     assert [s.item for s in store.read_samples("x") or []] == [s.item for s in result.samples]
