@@ -28,7 +28,7 @@ ENDS_OF_COMPLETION = {
     "mbpp": ('\n"""', "\nassert"),
 }
 END_OF_BLOCK = "\n```\n"
-CODE = re.compile(r"\b(?:def|lambda|class|return)\b|^[ \t]+\S", re.MULTILINE)
+CODE = re.compile(r"^(?:def |class |async |return\b|\w+ = lambda)|^[ \t]+\S", re.MULTILINE)
 REQUEST = "Please provide a self-contained Python script that solves the following problem in a markdown code block:"
 ANSWER = (
     "Below is a Python script with a self-contained function that solves the problem and passes corresponding tests:"

@@ -130,7 +130,7 @@ def test_what_tests_name_must_be_in_a_program() -> None:
 @pytest.mark.parametrize(
     ("chat", "written"),
     [
-        (True, "Here you are:\n```\ndef double(x):\n    return x * 2\n```\n"),
+        (True, "Here you are, all in one def with a return:\n```\ndef double(x):\n    return x * 2\n```\n"),
         (False, "```python\ndef double(x):\n    return x * 2\n```\n"),
     ],
 )
