@@ -89,6 +89,8 @@ Positive = Annotated[float, Field(gt=0)]
 Name = Annotated[Any, AfterValidator(_name)]
 Dtype = Literal["auto", "bfloat16", "float16", "float32", "float64"]
 Switch = Literal[True, False, "auto"]
+Thinking = Literal[True, False, "on", "off", "auto"]  # YAML reads on and off as true and false
+Tokens = Annotated[int, Field(ge=0)]
 Thinking = Literal["auto", "on", "off", True, False]  # YAML reads on and off as true and false
 
 
@@ -128,6 +130,8 @@ class _Calibration(_Checked, total=False):
 class _Task(_Checked, total=False):
     items: Annotated[Count | None, "items of this task alone"]
     max_new_tokens: Annotated[Count, "longest answer of this task"]
+    thinking: Annotated[Thinking, "as suite.thinking, of this task"]
+    thinking_tokens: Annotated[Tokens, "as suite.thinking_tokens, of this task"]
     texts: Annotated[Count, "drift: prompts"]
     positions: Annotated[Count, "drift: tokens of each"]
 
@@ -137,6 +141,8 @@ class _Suite(_Checked, total=False):
     items: Annotated[Count | None, "items of each task, drawn with a fixed seed; null: all"]
     missing: Annotated[Literal["error", "skip"], "what becomes of tasks whose data data.root lacks"]
     max_new_tokens: Annotated[Count, "longest answer in tokens"]
+    thinking: Annotated[Thinking, "on or off: by the switch of the chat template; auto: what the task's template says"]
+    thinking_tokens: Annotated[Tokens, "that an answer may have more where the model thinks aloud first"]
     thinking: Annotated[Thinking, "chat models: on or off by the template's own switch; auto: as it is"]
     thinking_tokens: Annotated[Annotated[int, Field(ge=0)], "that an answer may have more for its thought"]
     include_path: Annotated[str | None, "lm_eval_local: folder of your tasks; null: lm-eval's own"]

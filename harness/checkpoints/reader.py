@@ -49,6 +49,7 @@ class CheckpointReader:
         self._handles: dict[Path, Any] = {}
         for path in self.files:
             try:
+                path.open("rb").close()  # safe_open says of what may not be read that it is not there
                 # safe_open compares the file's length with its header, so a truncated shard is found here
                 self._handles[path] = safe_open(path, framework="pt")
             except (SafetensorError, ValueError) as error:

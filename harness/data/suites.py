@@ -4,7 +4,6 @@ import logging
 from typing import Any
 
 from harness.data.sets import NotStaged, is_staged
-from harness.errors import WinnowError
 
 log = logging.getLogger(__name__)
 
@@ -16,9 +15,6 @@ def with_data(suite: dict[str, Any]) -> dict[str, Any]:
     warning and names them under "left_out", so that the record does. Tasks that have no data set or read from the hub
     stay. Raises NotStaged with the names and the command, and WinnowError where no task would be left.
     """
-    choice = suite.get("missing", "error")
-    if choice not in ("error", "skip"):
-        raise WinnowError(f"suite.missing={choice}: choose error or skip")
     missing = {
         name: node
         for name, node in suite["tasks"].items()
@@ -29,7 +25,7 @@ def with_data(suite: dict[str, Any]) -> dict[str, Any]:
     root = next(iter(missing.values()))["root"]
     names = " ".join(dict.fromkeys(node["data_set"] for node in missing.values()))
     command = f"winnow-data stage --only {names} --to {root}"
-    if choice == "error":
+    if suite.get("missing", "error") == "error":
         raise NotStaged(
             f"{root} lacks the data of {', '.join(missing)}: run {command}, or leave those out with suite.missing=skip"
         )

@@ -78,7 +78,7 @@ def test_missing_data_is_an_error_that_names_it_all_or_is_left_out_with_a_warnin
     assert "left out" in caplog.text and "humaneval_plus, mbpp_plus" in caplog.text
     with pytest.raises(NotStaged, match="no task of suite=paper_ppl"):
         prepare(config(folder, "suite=paper_ppl", "suite.missing=skip"))
-    with pytest.raises(WinnowError, match="choose error or skip"):
+    with pytest.raises(WinnowError, match="suite.missing=maybe: should be 'error' or 'skip'"):
         prepare(config(folder, "suite=paper_ppl", "suite.missing=maybe"))
 
 
@@ -120,3 +120,24 @@ def test_quick_runs_with_no_network_and_no_bars(
     assert set(record.config["suite"]["left_out"]) >= {"humaneval_plus", "mbpp_plus", "wikitext", "c4", "wildbench"}
     assert all(score.low <= score.value <= score.high for score in record.scores)
     assert "%|" not in capfd.readouterr().err, "progress=false: not even a library's bar"
+
+
+def quick(root: Path, *left: str) -> dict[str, Any]:
+    """A suite of two sets and what scores their texts."""
+    sets = {name: {"data_set": name, "root": str(root)} for name in ("gsm8k", "writingbench")}
+    return {"name": "q", "missing": "skip", "tasks": {**sets, "diversity": {"sources": ["writingbench"]}}}
+
+
+def test_a_suite_of_which_nothing_can_be_asked_is_an_error(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(NotStaged, match=r"nothing here has the data of no task of suite=q: run winnow-data stage --only"):
+        with_data(quick(tmp_path / "nothing here"))
+    kept = with_data(quick(folder / "data"))
+    assert set(kept["tasks"]) == {"gsm8k", "writingbench", "diversity"}
+    stage(tmp_path, "gsm8k", [APPLES])
+    kept = with_data(quick(tmp_path))  # one is there
+    assert set(kept["tasks"]) == {"gsm8k", "diversity"} and kept["left_out"] == ["writingbench"]
+
+
+def test_the_command_says_so(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(WinnowError, match="run winnow-data stage"):
+        prepare(config(folder, "suite=quick", root=str(tmp_path / "nosuch")))
