@@ -58,17 +58,14 @@ def final_answer(text: str, question: str = "", number: bool = False) -> FinalAn
 
     ``number``: the answer is a number, which is read out of the words around it; else it is what stands there, such as
     an expression in LaTeX. Of several boxes the last that holds something counts; of several marks the first, as for
-    lm-eval's strict match; of a mark and a box the later for numbers, and for other answers the box.
+    lm-eval's strict match; of a mark and a box the mark for numbers, and for other answers the box.
     """
     text = without_question(text, question)
     boxed = last_boxed(text)
     if not number:
         strict = _without_words(_behind_mark(text) if boxed is None else _trimmed(boxed))
         return FinalAnswer(strict or _in_words(text) or last_number(text), strict)
-    marked, place = _marked_number(text)
-    later = last_boxed(text[max(place, 0) :])
-    strict = (stated_number(later, box=True) if later is not None else "") or marked
-    strict = strict or (stated_number(boxed, box=True) if boxed is not None else "")
+    strict = _marked_number(text) or (stated_number(boxed, box=True) if boxed is not None else "")
     return FinalAnswer(strict or _number_in_words(text) or last_number(text), strict)
 
 
@@ -139,8 +136,8 @@ def stated_number(statement: str, box: bool = False) -> str:
     return _written(side, found)
 
 
-def _marked_number(text: str) -> tuple[str, int]:
-    """The number behind the first mark that is no heading of a step ("#### 1. First we ..."), and where it stands."""
+def _marked_number(text: str) -> str:
+    """The number behind the first mark that is no heading of a step ("#### 1. First we ...")."""
     steps = 0
     for marked in _MARKED.finditer(text):
         rest = plain(marked["rest"])
@@ -150,10 +147,10 @@ def _marked_number(text: str) -> tuple[str, int]:
             continue
         first = NUMBER.search(rest)
         if first and (_OPERATOR.match(rest, first.end()) or re.match(r"[^.;]*=[^.;]*\d", rest[first.end() :])):
-            return stated_number(rest), marked.start()
+            return stated_number(rest)
         digits = re.sub(rf"[,\\{_CURRENCY}]", "", marked["number"].replace("\u2212", "-")).rstrip(".")
-        return (_written(rest, first) if first and first["below"] else digits), marked.start()
-    return "", -1
+        return _written(rest, first) if first and first["below"] else digits
+    return ""
 
 
 def _number_in_words(text: str) -> str:

@@ -63,7 +63,7 @@ NUMBERS = [
     ("#### 1. First we take 3\n#### 2. Then 4\nSo \\boxed{18}", "18"),
     ("#### 1. First we take 3\n#### 2. Then 4\n#### 18", "18"),
     ("We get \\boxed{5}\n#### 6", "6"),
-    ("#### 3 eggs at breakfast\nIn all \\boxed{18}", "18"),
+    ("#### 18 eggs\nThat is \\boxed{3} nests", "18"),  # as lm-eval's strict match has it
     ("The answer is **18**.", "18"),
     ("The final answer is: $18. That is for 5 days.", "18"),
     ("**Answer:** 18 dollars for 2 days", "18"),
