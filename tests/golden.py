@@ -5,7 +5,9 @@ version of the method or task (it is part of every cell's id), then write the fi
 """
 
 import hashlib
+import itertools
 import json
+import tempfile
 import warnings
 from collections.abc import Callable, Mapping
 from fractions import Fraction
@@ -19,8 +21,12 @@ from harness.contracts.method import Method
 from harness.contracts.record import Sample, Score
 from harness.contracts.task import ModelTask, SamplesTask, Task
 from tasks.made.perplexity import DOMAINS
+from tasks.published.code import CodeBenchmark
+from tasks.published.math import MathBenchmark
+from tasks.published.text import TextBenchmark
 from tests.methods.conftest import made_up_case
 from tests.tasks.scripted import ScriptedBackend
+from tests.tasks.staged import stage
 
 FILE = Path(__file__).with_name("golden.json")
 CONF = Path(__file__).parents[1] / "conf"
@@ -88,6 +94,74 @@ def scores() -> dict[str, dict[str, str]]:
     return found
 
 
+# Published tasks: a few rows made here, and answers of the forms that models give.
+_SUMS = [
+    {"id": str(i), "question": f"What is {i} + 2?", "solution": f"It is {i + 2}.", "answer": str(i + 2)}
+    for i in range(8)
+]
+_MATH_FORMS = (
+    "#### {0}",
+    "The answer is {0}.",
+    "So \\boxed{{{0}}}",
+    "**{0}** apples",
+    "${0}.00",
+    "It is {0}, not 99",
+    "nothing",
+    "<think>{0}",
+)
+_HUMANEVAL = {
+    "id": "HumanEval/0",
+    "prompt": 'def double(x):\n    """Twice x."""\n',
+    "entry_point": "double",
+    "canonical_solution": "    return 2 * x\n",
+    "test": "def check(candidate):\n    assert candidate(2) == 4\n    assert candidate(0) == 0\n",
+}
+_MBPP = {
+    "id": "1",
+    "text": "Add two numbers.",
+    "code": "def add(a, b):\n    return a + b",
+    "test_setup_code": "",
+    "test_list": ["assert add(1, 2) == 3", "assert add(0, 0) == 0"],
+}
+_CODE_FORMS = (
+    "    return 2 * x",
+    "```python\ndef double(x):\n    return 2 * x\n```",
+    "    return x",
+    "def double(x):\n    return x + x\n",
+    "```\ndef add(a, b):\n    return a + b\n```",
+    "def add(a, b):\n    return a - b",
+    "I cannot.",
+)
+_TEXTS = [{"id": str(i), "text": f"The mill stood by the river for {i} years."} for i in range(5)]
+
+
+def published() -> dict[str, dict[str, str]]:
+    """Task on published data -> version and digest of its scores, over answers of many forms to rows made here.
+
+    Choices are scored by lm-eval, with which their own tests compare them.
+    """
+    found = {}
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        for name, rows in (
+            ("gsm8k", _SUMS), ("math_500", [row | {"level": 1, "type": "Algebra"} for row in _SUMS]),
+            ("humaneval", [_HUMANEVAL]), ("mbpp", [_MBPP]), ("wikitext", _TEXTS),
+        ):  # fmt: skip
+            stage(root, name, rows)
+        for name, make, forms in (
+            ("gsm8k", MathBenchmark, _MATH_FORMS), ("math_500", MathBenchmark, _MATH_FORMS),
+            ("humaneval", CodeBenchmark, _CODE_FORMS), ("mbpp", CodeBenchmark, _CODE_FORMS), ("wikitext", TextBenchmark, ("",)),
+        ):  # fmt: skip
+            task, told = make(name, name, str(root)), []
+            for form in forms:
+                answers = itertools.count(2)  # in the order of the rows, which is that of the answers
+                backend = ScriptedBackend(lambda _, form=form, answers=answers: form.format(next(answers)), _scored)
+                result = task.run(backend)
+                told += [*map(_of_score, result.scores), *map(_of_sample, result.samples)]
+            found[name] = {"version": str(task.version), "digest": digest(told)}
+    return found
+
+
 def _of_score(score: Score) -> list[Any]:
     return [score.metric, score.part, score.value, score.low, score.high, score.n]
 
@@ -106,7 +180,11 @@ def _scored(context: str, continuation: str) -> float:
     return -1.0 - int(hashlib.sha256(f"{context}|{continuation}".encode()).hexdigest()[:4], 16) / 65536
 
 
-KINDS: dict[str, Callable[[], dict[str, dict[str, str]]]] = {"decisions": decisions, "scores": scores}
+KINDS: dict[str, Callable[[], dict[str, dict[str, str]]]] = {
+    "decisions": decisions,
+    "scores": scores,
+    "published": published,
+}
 
 
 def stored() -> dict[str, dict[str, dict[str, str]]]:

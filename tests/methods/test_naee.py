@@ -107,9 +107,7 @@ def test_losses_are_those_of_the_models_own_blocks_with_experts_cut_out(tmp_path
     model = save_tiny(tmp_path / "model", family, num_experts=6)
     tokens = np.random.default_rng(0).integers(0, 256, 45)
     sequences = [TokenSequence(tokens, (45,), ("text",))]
-    statistics, _ = calibrate(
-        tmp_path / "model", lambda: model, sequences, NAEE("naee").requires, tmp_path / "cache"
-    )
+    statistics, _ = calibrate(tmp_path / "model", lambda: model, sequences, NAEE("naee").requires, tmp_path / "cache")
     plan = NAEE("naee").decide(statistics, HALF, seed=0).plan
     inputs: dict[int, torch.Tensor] = {}
     blocks = {layer: model.get_submodule(FAMILIES[family].block.format(layer=layer)) for layer in statistics.layers}
