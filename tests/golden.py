@@ -150,7 +150,8 @@ def published() -> dict[str, dict[str, str]]:
             stage(root, name, rows)
         for name, make, forms in (
             ("gsm8k", MathBenchmark, _MATH_FORMS), ("math_500", MathBenchmark, _MATH_FORMS),
-            ("humaneval", CodeBenchmark, _CODE_FORMS), ("mbpp", CodeBenchmark, _CODE_FORMS), ("wikitext", TextBenchmark, ("",)),
+            ("humaneval", CodeBenchmark, _CODE_FORMS), ("mbpp", CodeBenchmark, _CODE_FORMS),
+            ("wikitext", TextBenchmark, ("",)),
         ):  # fmt: skip
             task, told = make(name, name, str(root)), []
             for form in forms:

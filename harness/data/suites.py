@@ -13,7 +13,7 @@ def with_data(suite: dict[str, Any]) -> dict[str, Any]:
 
     ``suite["missing"]`` says what becomes of those: "error" (the default) or "skip", which leaves them out with a
     warning and names them under "left_out", so that the record does. Tasks that have no data set or read from the hub
-    stay. Raises NotStaged with the names and the command, and WinnowError where no task would be left.
+    stay. Raises NotStaged, with the names and the command, also where no task would be left that asks for anything.
     """
     missing = {
         name: node

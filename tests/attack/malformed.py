@@ -286,16 +286,16 @@ MODELS = [
     Malformed("tokenizer is null", ("tokenizer",), spoil=written("tokenizer.json", b"null")),
     Malformed("tokenizer is not UTF-8", ("tokenizer",), spoil=written("tokenizer.json", b"\xff\xfe")),
     Malformed("tokenizer config is a list", ("tokenizer",), spoil=written("tokenizer_config.json", b"[]")),
-    Malformed(
-        "generation config is a list", ("generation_config",), SCORED, written("generation_config.json", b"[]")
-    ),
+    Malformed("generation config is a list", ("generation_config",), SCORED, written("generation_config.json", b"[]")),
     Malformed(
         "generation config not UTF-8", ("generation_config",), SCORED, written("generation_config.json", b'{"\xff"}')
     ),
     Malformed("template raises", ("chat template",), spoil=_template("{{ raise_exception('no user') }}")),
     Malformed("template divides by zero", ("chat template",), spoil=_template("{{ 1 / 0 }}")),
     Malformed("template is no template", ("chat template",), spoil=_template("{% for %}")),
-    Malformed("template calls itself", ("chat template",), spoil=_template("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}")),
+    Malformed(
+        "template calls itself", ("chat template",), spoil=_template("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}")
+    ),
     Malformed(
         "template loops for ever",
         ("chat template",),
