@@ -91,7 +91,6 @@ Dtype = Literal["auto", "bfloat16", "float16", "float32", "float64"]
 Switch = Literal[True, False, "auto"]
 Thinking = Literal[True, False, "on", "off", "auto"]  # YAML reads on and off as true and false
 Tokens = Annotated[int, Field(ge=0)]
-Thinking = Literal["auto", "on", "off", True, False]  # YAML reads on and off as true and false
 
 
 class _Checked(TypedDict, total=False):
@@ -143,8 +142,6 @@ class _Suite(_Checked, total=False):
     max_new_tokens: Annotated[Count, "longest answer in tokens"]
     thinking: Annotated[Thinking, "on or off: by the switch of the chat template; auto: what the task's template says"]
     thinking_tokens: Annotated[Tokens, "that an answer may have more where the model thinks aloud first"]
-    thinking: Annotated[Thinking, "chat models: on or off by the template's own switch; auto: as it is"]
-    thinking_tokens: Annotated[Annotated[int, Field(ge=0)], "that an answer may have more for its thought"]
     include_path: Annotated[str | None, "lm_eval_local: folder of your tasks; null: lm-eval's own"]
     names: Annotated[list[str], "lm_eval_local: tasks, groups or tags"]
     num_fewshot: Annotated[Annotated[int, Field(ge=0)] | None, "lm_eval_local: examples; null: as the tasks say"]
