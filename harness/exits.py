@@ -3,7 +3,7 @@
 import sys
 from typing import NoReturn
 
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
 
 from harness.errors import WinnowError
@@ -18,7 +18,9 @@ def explain(error: BaseException | None) -> str | None:
     while error is not None:
         if isinstance(error, WinnowError):
             return str(error)
-        if isinstance(error, HydraException | OmegaConfBaseException) and error.__cause__ is None:
+        # What an override that cannot be read was caused by says less than the error itself.
+        itself = error.__cause__ is None or isinstance(error, OverrideParseException)
+        if isinstance(error, HydraException | OmegaConfBaseException) and itself:
             return " ".join(str(error).split())
         if isinstance(error, OSError) and error.filename is not None:
             return f"{error.strerror}: {error.filename}"

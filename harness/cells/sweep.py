@@ -21,10 +21,12 @@ from hydra.experimental.callback import Callback
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, RunMode, TaskFunction
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from harness.cells.settings import is_folder_name
 from harness.errors import WinnowError
+from harness.exits import fail
 from harness.files import write_files
 
 log = logging.getLogger(__name__)
@@ -78,7 +80,21 @@ class SweepNotes(Callback):
     sweep's folder with ``sweep.json`` (command, number of jobs, host and process)."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        try:
+            self._start(config)
+        except Exception as error:
+            fail(error)  # here, because Hydra would go on after an error of a callback
+
+    def _start(self, config: DictConfig) -> None:
+        """Raises WinnowError for settings that concern the sweep as a whole and cannot be."""
         sweeper = config.hydra.sweeper
+        if not is_folder_name(config.output_dir):
+            raise WinnowError(f"output_dir={config.output_dir}: should be the path of a folder")
+        if config.hydra.launcher.get("n_jobs") == 0:
+            raise WinnowError("hydra.launcher.n_jobs=0: give the number of cells side by side, or -1 for every core")
+        grids = sweeper.get("grids", [])
+        if grids and not (OmegaConf.is_list(grids) and all(map(OmegaConf.is_dict, grids))):
+            raise WinnowError(f"hydra.sweeper.grids={grids}: should be a list of grids, as [{{ratio: 0.25}}]")
         everywhere = assignments(sweeper.get("params") or {}) + list(config.hydra.overrides.task)
         grids = [assignments(grid) + everywhere for grid in sweeper.get("grids", [{}])]
         # Jobs may run in other processes: these are started from now on, and so have this process's environment.

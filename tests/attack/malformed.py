@@ -8,6 +8,7 @@ import contextlib
 import io
 import json
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -174,6 +175,13 @@ SETTINGS = [
     setting("method=nothing_like_it", "nothing_like_it", "reap"),
     setting("ratio=", "ratio"),
     setting("seed=${no.such.key}", "no.such.key"),
+    setting("-m output_dir=null", "output_dir"),
+    setting("-m launcher=joblib hydra.launcher.n_jobs=0", "hydra.launcher.n_jobs=0"),
+    setting("-m launcher=joblib hydra.launcher.n_jobs=abc", "abc"),
+    setting("-m seed=range(0,a)", "range(0,a)"),
+    setting("-m hydra/sweeper=grids hydra.sweeper.grids=3", "hydra.sweeper.grids=3"),
+    setting("-m hydra/sweeper=grids hydra.sweeper.grids=[3]", "hydra.sweeper.grids=[3]"),
+    setting("-m hydra/sweeper=grids", "hydra.sweeper.grids"),
 ]
 
 
@@ -350,6 +358,7 @@ def run(one: Malformed, folder: Path) -> Ending:
         if key == "model":
             options = {name: value for name, value in options.items() if not name.startswith("model.")}
     words = [f"{key}={value}" for key, value in options.items()] + list(one.arguments)
+    words.sort(key=lambda word: not word.startswith("-"))
     told = io.StringIO()
     with _as_command(words), contextlib.redirect_stderr(told), contextlib.redirect_stdout(io.StringIO()):
         try:
@@ -385,6 +394,7 @@ def count(folder: Path) -> tuple[int, int]:
 def _as_command(words: list[str]) -> Iterator[None]:
     """What Hydra leaves in the process is put back; signals stay as they are."""
     arguments, handlers, level = sys.argv, logging.root.handlers[:], logging.root.level
+    environment = dict(os.environ)
     sys.argv = ["winnow", *words]
     sweep.launched.clear()
     try:
@@ -392,6 +402,8 @@ def _as_command(words: list[str]) -> Iterator[None]:
             yield
     finally:
         sys.argv = arguments
+        os.environ.clear()
+        os.environ.update(environment)
         logging.root.handlers[:] = handlers
         logging.root.setLevel(level)
         logging.captureWarnings(False)
