@@ -67,7 +67,7 @@ class CompressionPlan:
     def load(path: Path) -> "CompressionPlan":
         try:
             return CompressionPlan.from_json(json.loads(path.read_text()))
-        except (OSError, json.JSONDecodeError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise WinnowError(f"cannot read the plan {path}: {error}") from error
 
 

@@ -88,7 +88,7 @@ class RecordStore:
         path = self.samples_path(cell)
         if not (path.exists() or path.is_symlink()):
             return None
-        damaged = f"the samples {path} are damaged: delete the file, or run its cell again"
+        damaged = _damaged(path)
         try:
             content = path.read_bytes()
             expected = self._samples_sha256(cell)
@@ -113,7 +113,10 @@ class RecordStore:
         table = self.read_table(cell)
         if table is None:
             return None
-        return [Sample(**{**row, "detail": json.loads(row["detail"])}) for row in table.to_pylist()]
+        try:
+            return [Sample(**{**row, "detail": json.loads(row["detail"])}) for row in table.to_pylist()]
+        except (ValueError, TypeError) as error:  # a detail that is no JSON, a column too many
+            raise WinnowError(_damaged(self.samples_path(cell))) from error
 
     def write(self, record: Record, samples: Sequence[Sample]) -> Path:
         """Puts the samples, then the record in place, each whole or not at all; returns the record's path.
@@ -139,6 +142,10 @@ class RecordStore:
         with locked(self.folder / ".locks" / f"{cell}.lock", f"another process is at work on {cell}: waiting for it"):
             sweep(self.folder, f".{cell}.*.tmp")
             yield not self.exists(cell)
+
+
+def _damaged(samples: Path) -> str:
+    return f"the samples {samples} are damaged: delete the file, or run its cell again"
 
 
 def _check(record: Record) -> None:

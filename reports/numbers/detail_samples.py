@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from harness.contracts.record import Record
+from harness.errors import WinnowError
 from harness.records.store import RecordStore
 from reports.numbers.load import Panel, Row
 from reports.numbers.probes import CALIBRATION_ERROR, DRIFT
@@ -50,7 +51,10 @@ def _samples(folder: Path, record: Record) -> Items | None:
     else:
         return None
     rows = [row for row in table.to_pylist() if row["task"] in (DRIFT, CALIBRATION_ERROR)]
-    told = [(row, json.loads(row["detail"])) for row in rows]
+    try:
+        told = [(row, dict(json.loads(row["detail"]))) for row in rows]
+    except (ValueError, TypeError) as error:
+        raise WinnowError(f"the samples of {record.cell['id']} are damaged: a detail is no JSON object") from error
     parts = [score.part for score in record.scores if (score.task, score.metric) == (DRIFT, "js")]
     spans = [part for part in parts if part.startswith("position ")]
     samples = [

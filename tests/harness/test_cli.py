@@ -14,6 +14,7 @@ from harness import cli
 from harness.cells import run as experiment
 from harness.cells import sweep
 from harness.checkpoints import writer as checkpoint_writer
+from reports.numbers.load import load_panels
 from tests.tiny import save_tiny
 
 TEXTS = [
@@ -273,3 +274,23 @@ def test_a_full_disk_leaves_no_half_written_checkpoint(
     assert "no space" in capfd.readouterr().err.lower()
     assert not (out / "checkpoint").exists()
     assert not list(out.glob("records/*.json"))
+
+
+def test_two_models_in_folders_of_one_name_are_two_models(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one sweep: their records, their calibration, and their names in a report."""
+    for place, seed in (("a", 0), ("b", 1)):
+        save_tiny(tmp_path / place / "checkpoint", "olmoe", seed=seed)
+    paths = ",".join(str(tmp_path / place / "checkpoint") for place in "ab")
+    arguments = local(Path("none"), corpus, tmp_path / "out", "method=reap", "ratio=0.5")
+    arguments = [f"model.path={paths}" if word.startswith("model.path=") else word for word in arguments]
+    assert winnow(monkeypatch, "-m", *arguments) == 0
+    records = [json.loads(path.read_text()) for path in (tmp_path / "out" / "records").glob("*.json")]
+    assert len({record["cell"]["id"] for record in records}) == 2
+    assert len({record["fingerprints"]["model"] for record in records}) == 2
+    assert {record["cell"]["model"] for record in records} == {"checkpoint"}
+    assert {panel.model for panel in load_panels(tmp_path / "out")} == {
+        "checkpoint (a/checkpoint)",
+        "checkpoint (b/checkpoint)",
+    }

@@ -306,3 +306,65 @@ def test_the_samples_of_another_record_are_found_out(tmp_path):
     shutil.copy(store.samples_path("b"), store.samples_path("a"))
     with pytest.raises(WinnowError, match="not the file that its record was written with"):
         store.read_samples("a")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf"), 1, np.float64(0.5), np.float32(0.5)])
+def test_any_number_of_a_task_can_be_read_back(tmp_path, value):
+    store = RecordStore(tmp_path)
+    store.write(make_record(value=value), [])
+    assert np.array_equal(store.read("a").scores[0].value, float(value), equal_nan=True)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (lambda data: [], "it holds no JSON object"),
+        (lambda data: data["scores"][0].update(value="high"), r"scores.0.value: Input should be a valid number"),
+        (lambda data: data["scores"][0].update(part=None), r"scores.0.part: Input should be a valid string"),
+        (lambda data: data["scores"][0].pop("task"), "task"),
+        (lambda data: data["cell"].pop("id"), "id"),
+        (lambda data: data["cell"].update(ratio="half"), "cell.ratio is 'half'"),
+        (lambda data: data["sizes"].update(weights_bytes="many"), "sizes.weights_bytes is 'many'"),
+        (lambda data: data["timings"].update(load="long"), "timings.load"),
+        (lambda data: data.update(expert_usage={"code": {"0": "none"}}), "expert_usage.code.0"),
+        (lambda data: data.update(colour="red"), "colour"),
+    ],
+)
+def test_values_of_another_type_are_damage(tmp_path, spoil, says):
+    store = RecordStore(tmp_path)
+    store.write(make_record(), [])
+    data = json.loads(store.path("a").read_text())
+    changed = spoil(data)
+    store.path("a").write_text(json.dumps(changed if isinstance(changed, list) and not changed else data))
+    with pytest.raises(WinnowError, match=f"is damaged .*{says}.*: delete it and run its cell again") as told:
+        store.read("a")
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize("kind", ["folder", "link"])
+def test_what_stands_in_the_place_of_samples_is_damage(tmp_path, kind):
+    store = RecordStore(tmp_path)
+    store.write(make_record(), SAMPLES)
+    path = store.samples_path("a")
+    path.unlink()
+    path.mkdir() if kind == "folder" else path.symlink_to(path)
+    with pytest.raises(WinnowError, match=r"a\.parquet are damaged"):
+        store.read_samples("a")
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda table: table.drop_columns(["score"]), "have no column score"),
+        (lambda table: table.set_column(3, "score", table["item"]), "column score is not of double"),
+        (lambda table: table.set_column(6, "detail", table["item"]), "are damaged"),
+    ],
+)
+def test_samples_of_other_columns_are_damage(tmp_path, change, says):
+    """In a record from before checksums were kept, which would tell."""
+    store = RecordStore(tmp_path)
+    store.write(make_record(), SAMPLES)
+    pq.write_table(change(pq.read_table(store.samples_path("a"))), store.samples_path("a"))
+    store.path("a").write_text(json.dumps(json.loads(store.path("a").read_text()) | {"samples_sha256": ""}))
+    with pytest.raises(WinnowError, match=says):
+        store.read_samples("a")
