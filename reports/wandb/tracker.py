@@ -149,9 +149,16 @@ def cell_summary(record: Record) -> dict[str, Any]:
 def cell_tags(record: Record) -> list[str]:
     cell = record.cell
     tags = [str(cell["method"]), f"ratio {float(cell['ratio']):g}", str(cell["calibration"]), *record.stages()]
+    tags.append(_model_tag(record))
     if faults(record):
         tags.append("broken")
     return list(dict.fromkeys(tag[:_TAG_LENGTH] for tag in tags if tag))
+
+
+def _model_tag(record: Record) -> str:
+    """The model's name and the beginning of its fingerprint, which tells it from another of that name."""
+    words = (str(record.cell.get("model") or ""), record.fingerprints.get("model", "").rpartition(":")[2][:8])
+    return " ".join(filter(None, ("model" if any(words) else "", *words)))
 
 
 def cell_config(record: Record) -> dict[str, Any]:

@@ -146,8 +146,8 @@ def test_the_table_of_the_readme_says_the_same() -> None:
 # --- the command ------------------------------------------------------------------------------------------------------
 
 OF_EACH_KIND = (
-    "seed=abc", "seed=1.5", "suite=reference suite.items=abc", "model.dtype=foo", "model.device=cuda", "output_dir=null",
-    "calibration=code calibration.parts.code=-5", "method._target_=no.such.code", "method._target_=builtins.dict",
+    "seed=abc", "seed=1.5", "suite=reference suite.items=abc", "model.dtype=foo", "model.device=cuda",
+    "output_dir=null", "calibration=code calibration.parts.code=-5", "method._target_=no.such.code", "method._target_=builtins.dict",
     "suite=reference suite.tasks.code._target_=builtins.dict", "suite=quick data.root=/nosuch", "model=null",
     "+method.colour=red", "ratio=1", "-m output_dir=null",
     "-m hydra/sweeper=grids hydra.sweeper.grids=3",

@@ -41,7 +41,7 @@ def run(tmp_path_factory) -> OfflineRun:
 def test_run_names_the_cell_its_group_and_its_tags(run):
     assert (run.run.project, run.run.run_group, run.run.job_type) == ("proj", "sweep-7", "cell")
     assert run.run.display_name == make_record().cell["id"] and run.run.run_id == run_id(make_record(), "sweep-7")
-    assert set(run.run.tags) == {"reap", "ratio 0.25", "code"}
+    assert set(run.run.tags) == {"reap", "ratio 0.25", "code", "model m abc"}
     assert run.config["cell"]["calibration"] == "code" and run.config["cell"]["ratio"] == 0.25
     assert run.config["fingerprints"] == {"model": "abc"} and run.config["faults"] == []
 
@@ -159,7 +159,7 @@ def test_failure_says_that_the_record_is_kept_and_how_to_send_it_later(wandb_hom
 def test_tags_are_short_and_differ():
     record = make_record()
     record.cell.update(method="x" * 80, calibration="x" * 90)
-    assert cell_tags(record) == ["x" * 64, "ratio 0.25"]
+    assert cell_tags(record) == ["x" * 64, "ratio 0.25", "model m abc"]
 
 
 @pytest.fixture
@@ -185,3 +185,9 @@ def test_wandb_group_makes_a_tracker(composed, monkeypatch):
     assert tracker == WandbTracker(mode="offline", project="p", folder="results/x")
     monkeypatch.delenv("WANDB_MODE")
     assert composed("tracking=wandb").tracking.mode == "online"
+
+
+def test_models_of_one_name_have_tags_of_their_own():
+    record = make_record()
+    tags = [cell_tags(replace(record, fingerprints={"model": f"sha256:{one * 8}"})) for one in ("ab", "cd")]
+    assert set(tags[0]) ^ set(tags[1]) == {"model m abababab", "model m cdcdcdcd"}
