@@ -174,7 +174,7 @@ def test_skipping_makes_another_cell_of_the_same_baseline(tmp_path):
 
 REFUSED = {
     "both": (("skip=calibrated", "skip.quantile=null"), "needs a skip.quantile or a skip.beta from 0 to 1"),
-    "outside": (("skip=fixed", "skip.beta=1.5"), "needs a skip.quantile or a skip.beta from 0 to 1, not quantile=None"),
+    "outside": (("skip=fixed", "skip.beta=1.5"), "skip.beta=1.5: should be less than or equal to 1"),
 }
 
 

@@ -52,5 +52,6 @@ def test_the_calls_of_tests_are_recorded_and_recursive_ones_are_not() -> None:
 
 def test_answers_as_models_write_them() -> None:
     for row, name in ((DOUBLE, "humaneval"), (ADD, "mbpp")):
-        assert "return" in as_completion(name, row) and "Now the next" not in as_completion(name, row)
-        assert "```" not in as_block(name, row) and "works" not in as_block(name, row)
+        (completion,), (block,) = as_completion(name, [row]), as_block(name, [row])
+        assert "return" in completion and "Now the next" not in completion
+        assert "return" in block and "```" not in block and "works" not in block
