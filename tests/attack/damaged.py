@@ -223,3 +223,9 @@ def results(folder: Path) -> dict[str, bool]:
             found[f"{one.name} ({report})"] = is_clear(one, run(one, here, *words), here, report)
             shutil.rmtree(here)
     return found
+
+
+def count(folder: Path) -> tuple[int, int]:
+    """How many damages were told in one line of each report, and of how many."""
+    found = results(folder)
+    return sum(found.values()), len(found)
