@@ -147,11 +147,23 @@ def test_the_table_of_the_readme_says_the_same() -> None:
 # --- the command ------------------------------------------------------------------------------------------------------
 
 OF_EACH_KIND = (
-    "seed=abc", "seed=1.5", "suite=reference suite.items=abc", "model.dtype=foo", "model.device=cuda",
-    "output_dir=null", "calibration=code calibration.parts.code=-5", "method._target_=no.such.code",
-    "method._target_=builtins.dict", "suite=reference suite.tasks.code._target_=builtins.dict",
-    "suite=quick data.root=/nosuch", "model=null", "+method.colour=red", "ratio=1", "-m output_dir=null", "-m hydra/sweeper=grids hydra.sweeper.grids=3",
-)  # fmt: skip
+    "seed=abc",
+    "seed=1.5",
+    "suite=reference suite.items=abc",
+    "model.dtype=foo",
+    "model.device=cuda",
+    "output_dir=null",
+    "calibration=code calibration.parts.code=-5",
+    "method._target_=no.such.code",
+    "method._target_=builtins.dict",
+    "suite=reference suite.tasks.code._target_=builtins.dict",
+    "suite=quick data.root=/nosuch",
+    "model=null",
+    "+method.colour=red",
+    "ratio=1",
+    "-m output_dir=null",
+    "-m hydra/sweeper=grids hydra.sweeper.grids=3",
+)
 FOLDERS = (
     "config.json is a list", "config.json is null", "config.json is not UTF-8", "top-k is 0", "unknown rope type",
     "vocabulary too small", "weights cannot be read", "template raises", "unknown activation", "text is a number",
