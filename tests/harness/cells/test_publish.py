@@ -72,7 +72,8 @@ def test_the_notes_of_a_sweep_are_its_own(tmp_path: Path):
 
 def command(folder: Path, *more: str) -> list[str]:
     return [
-        str(Path(sys.executable).with_name("winnow")), "model=local", f"model.path={folder / 'model'}", "calibration=local",
+        str(Path(sys.executable).with_name("winnow")),
+        "model=local", f"model.path={folder / 'model'}", "calibration=local",
         f"calibration.path={folder / 'corpus.jsonl'}", "calibration.max_length=64", "suite=none", "ratio=0.5",
         f"output_dir={folder / 'out'}", "progress=false", *more,
     ]  # fmt: skip
