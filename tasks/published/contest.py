@@ -49,6 +49,8 @@ MODULES = (
     "string", "re", "datetime", "collections", "heapq", "bisect", "copy", "math", "random", "statistics", "itertools",
     "functools", "operator", "io", "sys", "json", "typing",
 )  # fmt: skip
+NESTED = 20  # fences within one text that are looked at
+QUOTES = ('"""', "'''")
 PRELUDE = (
     "".join(f"from {name} import *\n" for name in (*MODULES, "builtins"))
     + "".join(f"import {name}\n" for name in MODULES)
@@ -89,11 +91,22 @@ def request(row: Row) -> str:
 
 
 def last_block(answer: str) -> str:
-    """The code of the last closed code block: a model may think in others before it. "" where there is none."""
+    """The code of the last closed code block: a model may think in others before it. "" where there is none.
+
+    A fence between triple quotes is text of the program's, unless no other closes the block.
+    """
     lines = answer.split("\n")
     marks = [place for place, line in enumerate(lines) if line.lstrip().startswith(("```", "~~~"))]
-    closed = list(zip(marks[::2], marks[1::2], strict=False))
-    return "\n".join(lines[closed[-1][0] + 1 : closed[-1][1]]) if closed else ""
+    block, at = (0, 0), 0
+    while at + 1 < len(marks):
+        inside = ((lines[marks[at] + 1 : marks[end]], end) for end in range(at + 1, min(at + NESTED, len(marks))))
+        end = next((end for code, end in inside if not _in_quotes(code)), at + 1)
+        block, at = (marks[at] + 1, marks[end]), end + 1
+    return "\n".join(lines[slice(*block)])
+
+
+def _in_quotes(lines: Sequence[str]) -> bool:
+    return any(sum(line.count(quotes) for line in lines) % 2 for quotes in QUOTES)
 
 
 def taken_out(problems: Sequence[Row], answers: Sequence[str], chat: bool) -> list[str]:

@@ -111,6 +111,9 @@ def test_the_last_closed_block_is_the_program() -> None:
     assert last_block("First\n```\nx\n```\nno:\n```python\ny\nz\n```\nDone") == "y\nz"
     assert last_block("```\nx\n```\nAgain:\n```python\nnever closed") == "x"
     assert last_block("```python\nnever closed") == "" == last_block("none")
+    documented = 'def f():\n    """As in\n    ```\n    f()\n    ```\n    """\nprint(f())'
+    assert last_block(f"First\n```\nx\n```\nSo:\n```python\n{documented}\n```\nDone") == documented
+    assert last_block('```\nprint(1)  # one """ alone\n```\nDone') == 'print(1)  # one """ alone'
 
 
 def test_what_is_called_is_taken_out_of_all_blocks() -> None:
