@@ -234,10 +234,12 @@ def _why(folder: Path, record: Record, alone: bool) -> tuple[dict[str, Any], dic
 
 def damaged_plans(folder: Path, panels: Sequence[Panel]) -> list[str]:
     """A line for each plan and saliency of a cell that cannot be read: the page shows no map of such a cell."""
+    places = [folder / "cells" / record.cell["id"] for panel in panels for record in panel.records()]
     told = []
-    for record in (record for panel in panels for record in panel.records()):
-        place = folder / "cells" / record.cell["id"]
+    for place in [*places, folder]:  # which may be that of a single cell
         for read, path in ((_routes, place / "plan.json"), (_saliency, place / "saliency.json")):
+            if path.is_file() and path.stat().st_size > LARGEST_PLAN:
+                continue
             try:
                 read(path)
             except WinnowError as error:

@@ -83,3 +83,9 @@ def test_shown_records_are_whole() -> None:
         for kind in ("records", "baseline"):
             for path in (folder / kind).glob("*.json"):
                 assert json.loads(path.read_text())["cell"]["id"] == path.stem
+
+
+def test_the_plan_of_a_single_cell_is_told_too(tmp_path: Path) -> None:
+    (sound(tmp_path) / "plan.json").write_text("[]")
+    assert cli.main([str(tmp_path)]) == 0
+    assert f"{tmp_path / 'plan.json'} is damaged" in (tmp_path / "report" / "report.md").read_text()
