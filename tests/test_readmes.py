@@ -236,6 +236,8 @@ def has(config: Any, key: str, added: bool = False) -> bool:
 def test_modules_exist_and_know_the_options(command: str):
     module = command.split()[2]
     found = find_spec(module)
+    if found is not None and found.submodule_search_locations:  # a package is run by its own main module
+        found = find_spec(f"{module}.__main__")
     assert found is not None and found.origin is not None
     source = Path(found.origin).read_text()
     assert '__name__ == "__main__"' in source
