@@ -184,7 +184,10 @@ def read_log(path: Path) -> list[Any]:
             place += room
             continue
         length, kind = struct.unpack("<HB", data[place + 4 : place + 7])
-        partial += data[place + 7 : place + 7 + length]
+        piece = data[place + 7 : place + 7 + length]
+        if len(piece) < length:  # still being written
+            break
+        partial += piece
         place += 7 + length
         if kind in (1, 4):  # a whole record, or the last piece of one
             record = wandb_internal_pb2.Record()
