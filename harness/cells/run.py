@@ -235,7 +235,10 @@ def _baseline(cell: Cell, root: Path, tracker: Tracker | None) -> Record:
     store = RecordStore(root, "baseline")
     with store.claim(cell.baseline["id"]) as ours:
         if not ours:
-            return store.read(cell.baseline["id"])
+            record = store.read(cell.baseline["id"])
+            if cell.is_baseline:
+                log.info("the uncompressed model is evaluated: skipped (%s)", made_from(record))
+            return record
         say_what_changed(cell.baseline, cell.identity[1], store)
         log.info("evaluating the uncompressed model once for all cells")
         clock = Clock()
