@@ -139,7 +139,7 @@ def _decide(cell: Cell, clock: Clock, so_far: Path, root: Path) -> tuple[Decisio
                 log.info("round %d of %d: calibrating what the rounds before have left", number, len(cell.rounds))
                 with clock.stage("apply"):
                     apply_plan(cell.model, decision.plan, so_far, lower_top_k=cell.lower_top_k)
-                # Not that of the folder's files: of large ones it is a sample, the same for many plans.
+                # The plan tells what the rounds have left, without a hash of all files.
                 plan = hashlib.sha256(json.dumps(decision.plan.to_json()).encode()).hexdigest()
                 model, fingerprint, wanted = so_far, f"{cell.contents['model']} plan:{plan}", cell.method.requires
             with clock.stage("calibration"):
