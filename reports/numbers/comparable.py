@@ -8,14 +8,11 @@ from dataclasses import replace
 
 from harness.contracts.record import Record
 
-# Fingerprint -> what it is called.
-_COMMON = {"model": "model", "tokenizer": "tokenizer"}
-
 
 def differing(first: Record, second: Record, tasks: Iterable[str] | None = None) -> list[str]:
     """What the two were made from and differs, where both say it: ``tasks`` are those whose items count (None: all)."""
     one, other = first.fingerprints, second.fingerprints
-    names = dict(_COMMON)
+    names = {"model": "model", "tokenizer": "tokenizer"}  # fingerprint -> what it is called
     shared = first.cell.get("calibration") == second.cell.get("calibration")
     names |= {"corpus": "calibration text"} if shared else {}
     items = {name for name in one if name.startswith("items/")}
@@ -28,12 +25,14 @@ def odd_ones(records: Sequence[Record], baseline: Record | None) -> dict[str, li
     """Id -> what a record was made from that is not what the baseline was, nor most records (of its corpus)."""
     given = {} if baseline is None else baseline.fingerprints
     common = _usual(record.fingerprints for record in records) | given
+    of_corpora: dict[str, list[Mapping[str, str]]] = defaultdict(list)
+    for record in records:
+        of_corpora[str(record.cell.get("calibration"))].append(record.fingerprints)
+    corpora = {name: _usual(prints).get("corpus", "") for name, prints in of_corpora.items()}
     found: dict[str, list[str]] = {}
     for record in records:
-        same = [one.fingerprints for one in records if one.cell.get("calibration") == record.cell.get("calibration")]
-        usual = common | {name: value for name, value in _usual(same).items() if name == "corpus"}
-        typical = replace(record, fingerprints=usual)
-        if told := differing(record, typical):
+        usual = common | {"corpus": corpora[str(record.cell.get("calibration"))]}
+        if told := differing(record, replace(record, fingerprints=usual)):
             found[record.cell["id"]] = told
     return found
 

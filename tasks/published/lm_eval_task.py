@@ -86,10 +86,28 @@ class LmEvalTask(ModelTask):
         return sum(self._documents(task) * _max_tokens(task.get_config("generation_kwargs")) for task in writing)
 
     def items_content(self) -> list[Any]:
-        """Of each of lm-eval's tasks what its YAML says, and the documents that it asks."""
+        """Of each of lm-eval's tasks what its YAML says, the documents that it asks, and those of its examples; then
+        the code beside the user's own YAML."""
         with _quiet():
             tasks = self._load()["tasks"]
-        return [[name, task.dump_config(), list(task.eval_docs)[: self.limit]] for name, task in sorted(tasks.items())]
+        told: list[Any] = [
+            [
+                name,
+                task.dump_config(),
+                list(task.eval_docs)[: self.limit],
+                list(task.fewshot_docs() or []) if self._shots(task) else [],
+            ]
+            for name, task in sorted(tasks.items())
+        ]
+        folder = None if self.include_path is None else Path(self.include_path)
+        files = [] if folder is None else sorted(folder.rglob("*.py"))
+        return told + [[path.name, path.read_text(encoding="utf-8", errors="replace")] for path in files]
+
+    def _shots(self, task: Any) -> int:
+        """How many examples stand before an item. A task that says 0 keeps it."""
+        own = task.get_config("num_fewshot")
+        asked = own if own == 0 or self.num_fewshot is None else self.num_fewshot
+        return int(asked or 0)
 
     def _documents(self, task: Any) -> int:
         return min(len(task.eval_docs), self.limit or len(task.eval_docs))
@@ -157,9 +175,7 @@ class LmEvalTask(ModelTask):
 
         seed = FIRST_SEED + self.seed
         for task in loaded["tasks"].values():
-            own = task.get_config("num_fewshot")
-            if own is None or (own != 0 and self.num_fewshot is not None):  # 0 is a task's own and stays
-                task.set_config("num_fewshot", self.num_fewshot or 0)
+            task.set_config("num_fewshot", self._shots(task))
             task.set_fewshot_seed(seed)
         random.seed(seed)
         np.random.seed(seed)

@@ -27,14 +27,19 @@ ROWS = [{"id": str(i), "question": f"What is {i} + 1?", "answer": str(i + 1), "s
 LM_EVAL = """
 task: own_choice
 dataset_path: json
-dataset_kwargs: {{data_files: {{test: {data}}}}}
+dataset_kwargs: {{data_files: {{test: {data}, train: {examples}}}}}
 test_split: test
+training_split: train
+fewshot_split: train
+num_fewshot: 1
+process_docs: !function own_docs.docs
 output_type: multiple_choice
 doc_to_text: "{{{{question}}}}{mark}"
 doc_to_choice: [a, b]
 doc_to_target: answer
 metric_list: [{{metric: acc}}]
 """
+OWN_DOCS = "def same(row): return row\ndef docs(rows): return rows.map(same)\n"
 OWN_METHOD = "from methods.prune_experts import ExpertPruning\nclass Mine(ExpertPruning): pass\n"
 OWN_TASK = "from tasks.made.math import MathTask\nclass Mine(MathTask): pass\n"
 
@@ -56,11 +61,14 @@ class Case:
     def corpus(self, text: str) -> None:
         (self.folder / "corpus.jsonl").write_text(3 * (json.dumps({"text": text}) + "\n"))
 
-    def lm_eval(self, mark: str = "", answer: int = 0) -> None:
+    def lm_eval(self, mark: str = "", answer: int = 0, example: int = 0, docs: str = OWN_DOCS) -> None:
         (self.folder / "yaml").mkdir(exist_ok=True)
-        data = self.folder / "choices.jsonl"
-        data.write_text(json.dumps({"question": "Which?", "answer": answer}) + "\n")
-        (self.folder / "yaml" / "own_choice.yaml").write_text(LM_EVAL.format(data=data, mark=mark))
+        data, examples = self.folder / "choices.jsonl", self.folder / "examples.jsonl"
+        for path, right in ((data, answer), (examples, example)):
+            path.write_text(json.dumps({"question": "Which?", "answer": right}) + "\n")
+        (self.folder / "yaml" / "own_docs.py").write_text(docs)
+        text = LM_EVAL.format(data=data, examples=examples, mark=mark)
+        (self.folder / "yaml" / "own_choice.yaml").write_text(text)
 
     def code(self, method: str, task: str) -> None:
         (self.folder / "own_method.py").write_text(textwrap.dedent(method))
@@ -148,6 +156,8 @@ CONTENT: dict[str, tuple[Callable[[Case], Any], bool]] = {
     "staged data": (_restaged, True),
     "an lm-eval YAML": (lambda c: c.lm_eval(mark="!"), True),
     "the data of an lm-eval task": (lambda c: c.lm_eval(answer=1), True),
+    "the examples of an lm-eval task": (lambda c: c.lm_eval(example=1), True),
+    "the code beside an lm-eval YAML": (lambda c: c.lm_eval(docs=OWN_DOCS + "# other\n"), True),
     "the code of an own method": (lambda c: c.code(OWN_METHOD + "# other\n", OWN_TASK), False),
     "the code of an own task": (lambda c: c.code(OWN_METHOD, OWN_TASK + "# other\n"), True),
     "backend.open.max_length": (lambda c: c.more.append("backend.open.max_length=128"), True),
