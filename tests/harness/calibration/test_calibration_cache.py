@@ -114,9 +114,7 @@ def test_no_flipped_byte_of_the_manifest_is_used_in_silence(tmp_path, caplog, pl
     content[place % len(content)] ^= 1
     manifest.write_bytes(bytes(content))
     again = cached_statistics(tmp_path, KEY, frozenset({"ean_sum"}), compute)
-    assert (len(compute.calls) == 2 and "is damaged" in caplog.text) or json.loads(content) == json.loads(
-        manifest.read_bytes()
-    )
+    assert len(compute.calls) == 2 and "is damaged" in caplog.text
     same(again, cached_statistics(tmp_path, KEY, frozenset({"ean_sum"}), compute))
 
 

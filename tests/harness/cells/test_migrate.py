@@ -1,8 +1,11 @@
 """Records under the ids of before: what ``winnow-report migrate`` makes of them."""
 
 import contextlib
+import hashlib
 import json
+import platform
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +16,7 @@ from harness.contracts.record import RECORD_VERSION
 from harness.errors import WinnowError
 from harness.files import write_files
 from harness.records.store import RecordStore
+from harness.reference import MODEL_FOLDER
 
 EXAMPLES = Path(__file__).parents[3] / "results"
 
@@ -74,6 +78,8 @@ def test_everything_that_bears_an_old_id_gets_the_new_one(tmp_path: Path):
     assert (first.method_version, first.task_versions, first.version) == ("1", {"code": "1"}, RECORD_VERSION)
     assert (first.scores[0].kind, first.scores[0].domain) == ("generative", "code")
     assert baseline.read(whole).was == ["whole"]
+    samples = RecordStore(root).samples_path(new).read_bytes()
+    assert first.samples_sha256 == hashlib.sha256(samples).hexdigest()
     assert RecordStore(root).read_samples(new) and baseline.read_samples(whole)
     assert (root / "cells" / new / "plan.json").is_file()
     assert json.loads((root / "diagnostics" / f"{new}.json").read_text())["cell"] == new
@@ -131,6 +137,29 @@ def test_two_records_of_one_cell_are_not_merged(tmp_path: Path):
 def test_a_folder_without_records_is_named(tmp_path: Path):
     with pytest.raises(WinnowError, match="no records in .*: give the output_dir of a run"):
         migrate(tmp_path)
+
+
+def test_fingerprints_are_completed_where_what_they_are_of_is_certain():
+    store = RecordStore(EXAMPLES / "reference", "baseline")
+    whole = store.read(store.ids()[0])
+    told = whole.fingerprints
+    old = replace(
+        whole,
+        fingerprints={"model": told["model"]},
+        config=whole.config | {"model": whole.config["model"] | {"path": str(MODEL_FOLDER)}},
+        versions=whole.versions | {"python": platform.python_version()},
+    )
+    completed = renamed(old).fingerprints
+    assert completed.keys() == {"model", "tokenizer", "items/perplexity"}
+    assert completed["tokenizer"] == told["tokenizer"]
+    if whole.versions["python"] == platform.python_version():
+        assert completed == told
+    for unknown in (
+        replace(old, versions={"python": "2.7.0"}),
+        replace(old, fingerprints={"model": "sha256:another"}),
+        replace(old, config=old.config | {"model": old.config["model"] | {"path": "gone"}}),
+    ):
+        assert renamed(unknown).fingerprints == unknown.fingerprints
 
 
 @pytest.mark.parametrize("sweep", ["reference", "claims", "channels_vs_experts", "routing", "smollm2"])

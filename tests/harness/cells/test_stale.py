@@ -56,3 +56,24 @@ def test_versions_count_where_they_are_strict(folder: Path, monkeypatch: pytest.
 
     assert made("2.13") == made("2.14")
     assert made("2.13", "strict_versions=true") != made("2.14", "strict_versions=true")
+
+
+def test_the_uncompressed_model_says_the_same_of_itself(folder: Path, caplog):
+    caplog.set_level(logging.INFO)
+    others = [f"~suite.tasks.{task}" for task in ("code", "math", "writing", "perplexity", "diversity")]
+    alone = config(folder, "method=none", "ratio=0", "suite=reference", "suite.items=1", *others)
+    first = run_cell(alone)
+    assert run_cell(alone).cell == first.cell
+    assert "the uncompressed model is evaluated: skipped (model " in caplog.text
+    caplog.clear()
+    (folder / "model" / "generation_config.json").write_text('{"eos_token_id": 5}')
+    assert run_cell(alone).cell["id"] != first.cell["id"]
+    assert f"the tokenizer's files changed; computing anew (the record {first.cell['id']} stays)" in caplog.text
+
+
+def test_what_a_killed_writer_of_another_host_left_goes(folder: Path):
+    cell = prepare(config(folder)).id
+    left = folder / "out" / "cells" / cell / ".checkpoint.elsewhere-1.partial"
+    left.mkdir(parents=True)
+    run_cell(config(folder))
+    assert not left.exists() and (left.parent / "plan.json").is_file()

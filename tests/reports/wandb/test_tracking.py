@@ -191,3 +191,8 @@ def test_models_of_one_name_have_tags_of_their_own():
     record = make_record()
     tags = [cell_tags(replace(record, fingerprints={"model": f"sha256:{one * 8}"})) for one in ("ab", "cd")]
     assert set(tags[0]) ^ set(tags[1]) == {"model m abababab", "model m cdcdcdcd"}
+
+
+def test_a_cell_that_lacks_a_task_has_no_average():
+    assert "generative_average" in cell_summary(make_record())
+    assert "generative_average" not in cell_summary(replace(make_record(), broken={"writing": "logits are not finite"}))
