@@ -46,7 +46,9 @@ def told(root: Path) -> dict[str, Any]:
 
 
 def undisturbed(folder: Path, out: str) -> dict[str, Any]:
-    subprocess.run(sweep(folder, out), check=True, capture_output=True)
+    done = subprocess.run(sweep(folder, out), capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"a sweep that nobody killed ended with {done.returncode}:\n{done.stderr}")
     return told(folder / out)
 
 
