@@ -33,12 +33,14 @@ class Clock:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a suite gave, what the backend tells of itself, and why a task could not measure a broken model."""
+    """What a suite gave, what the backend tells of itself, why a task could not measure a broken model, and what was
+    not measured since the uncompressed model was left out."""
 
     scores: list[Score] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
     engine: dict[str, Any] = field(default_factory=dict)
     broken: dict[str, str] = field(default_factory=dict)
+    not_measured: dict[str, str] = field(default_factory=dict)
 
     def add(self, task: Task, result: TaskResult) -> None:
         """A score that does not say its kind or domain has those of its task."""
@@ -64,11 +66,14 @@ def evaluate(
     clock: Clock,
     baseline: Sequence[Sample] | None = None,
     uncompressed: Path | None = None,
+    unopened: str = "",
 ) -> Evaluation:
     """Every task of the suite on the model in ``checkpoint``; nothing is loaded for an empty suite.
 
     ``baseline`` holds the samples of the model in ``uncompressed``; both are None where this is that model. Two models
     are never open at once: what a task's ``observe`` saw is compared when the uncompressed model has taken over.
+    ``unopened`` is the setting by which the uncompressed model is not opened: what needs it open is not measured then,
+    and without ``baseline`` neither is what compares with its samples.
     """
     done = Evaluation()
     if not config["suite"]["tasks"]:
@@ -87,9 +92,13 @@ def evaluate(
         for name, task in tasks.items():
             with clock.stage(f"task_{name}"), done.noting_broken(name):
                 match task:
+                    case TwoModelsTask() if unopened:
+                        done.not_measured[name] = f"it needs the uncompressed model, which {unopened} does not open"
                     case TwoModelsTask():
                         observed[name] = task, task.observe(backend, done.samples, baseline)
                     case BesideTask():
+                        if unopened and baseline is None:
+                            done.not_measured[name] = f"nothing beside the uncompressed model, left out by {unopened}"
                         done.add(task, task.run_against(backend, done.samples, baseline))
                     case SamplesTask():
                         done.add(task, task.run_on(done.samples))

@@ -6,7 +6,7 @@ about what they name: other keys may be there as well.
 
 import re
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
@@ -74,6 +74,27 @@ def _parts(value: Any) -> Any:
         raise _fault("should be a list such as [code:1024,writing:512], or numbers by domain")
     if wrong:
         raise _fault("'{part}' should be a name and a number of documents of at least 1", part=wrong[0])
+    return value
+
+
+def baseline_folder(value: Any) -> str | None:
+    """DIR of ``from=DIR`` or ``from:DIR``; None for anything else."""
+    found = re.fullmatch(r"from[=:](.+)", value, re.DOTALL) if isinstance(value, str) else None
+    return found[1].strip() if found is not None and is_folder_name(found[1]) else None
+
+
+def spelled(words: Sequence[str]) -> list[str]:
+    """The command line with ``baseline=from=DIR`` in quotes, which Hydra's grammar asks for: it has one ``=``."""
+    quote = re.compile(r"(\+{0,2}baseline=)(from=.+)", re.DOTALL)
+    return [
+        f"{found[1]}'{found[2].replace(chr(39), chr(92) + chr(39))}'" if (found := quote.fullmatch(word)) else word
+        for word in words
+    ]
+
+
+def _baseline(value: Any) -> Any:
+    if value not in ("evaluate", "skip") and baseline_folder(value) is None:
+        raise _fault("should be evaluate, skip, or from=DIR with the output folder of another run")
     return value
 
 
@@ -244,6 +265,12 @@ class Settings(_Checked, total=False):
         "(always so for a model that chooses all its experts)",
     ]
     data: _Data
+    baseline: Annotated[
+        Any,
+        AfterValidator(_baseline),
+        "the uncompressed model's record: `evaluate` it once, `skip` it, or take it `from=DIR`, another run's "
+        "output_dir; unless evaluate, that model is never opened",
+    ]
     output_dir: Annotated[Any, AfterValidator(_path), "where records and all else go"]
     keep_checkpoint: Annotated[bool, "false: of a cell only plan, saliency and record stay"]
     strict_versions: Annotated[

@@ -61,12 +61,13 @@ class Record:
     ``cell`` holds id, model, method, ratio, calibration, seed, suite and backend; ``sizes`` bytes and parameters;
     ``timings`` seconds by stage; ``engine`` what the backend tells of itself, such as its version;
     ``expert_usage`` routed-token counts: source -> layer -> one count per expert; ``broken`` task -> why it could not
-    score the model, where the model's numbers are not finite; ``contamination`` task -> how many of its items the
+    score the model, where the model's numbers are not finite; ``not_measured`` task -> why nothing, or not all, of it
+    was measured, where the uncompressed model was left out; ``contamination`` task -> how many of its items the
     calibration corpus holds (see ``harness/data/contamination.py``).
 
     ``method_version`` and ``task_versions`` (task -> version) tell by which behaviour of the method and of each task
     the numbers came about; ``was`` holds the ids that the cell had before; ``samples_sha256`` is that of the file of
-    its samples.
+    its samples; ``taken_from`` names the output folder that an uncompressed model's record was taken from, if any.
     """
 
     cell: dict[str, Any]
@@ -85,6 +86,8 @@ class Record:
     task_versions: dict[str, str] = field(default_factory=dict)
     was: list[str] = field(default_factory=list)
     samples_sha256: str = ""
+    not_measured: dict[str, str] = field(default_factory=dict)
+    taken_from: str = ""
     version: int = RECORD_VERSION
 
     def stages(self) -> list[str]:

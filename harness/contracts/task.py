@@ -60,8 +60,8 @@ class SamplesTask(Task, Protocol):
 
 @runtime_checkable
 class BesideTask(Task, Protocol):
-    """Asks the model, and sees the samples so far and those of the uncompressed model: None where this is that model,
-    empty where none are kept."""
+    """Asks the model, and sees the samples so far and those of the uncompressed model: None where this is that model or
+    there is no record of it, empty where none are kept."""
 
     def run_against(
         self, backend: Backend, samples: Sequence[Sample], baseline: Sequence[Sample] | None
