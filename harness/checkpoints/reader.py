@@ -5,7 +5,11 @@ matrices (``harness.checkpoints.packed_weights``) had before. What is stored of 
 ``harness.checkpoints.layout`` to say.
 """
 
+import json
+import os
+from collections.abc import Iterable
 from pathlib import Path
+from threading import Event
 from typing import Any, Protocol
 
 import torch
@@ -15,6 +19,8 @@ from harness.checkpoints import packed_weights as packed
 from harness.checkpoints.config import read_config
 from harness.checkpoints.weight_files import WEIGHTS, weight_files
 from harness.errors import WinnowError
+
+_AHEAD = 2**22  # bytes that are read ahead at once
 
 
 class Tensors(Protocol):
@@ -107,7 +113,7 @@ class CheckpointReader:
         """The shape of ``tensor(name)``. Raises WinnowError where the parts of a packed one do not fit together."""
         scheme = self.scheme(name)
         if scheme is None:
-            return tuple(self._handles[self._file_with(name)].get_slice(name).get_shape())
+            return tuple(self._handle(name).get_slice(name).get_shape())
         parts = self._parts(name, scheme)
         outputs, inputs = parts[packed.SHAPE].tolist()
         groups = 1 if scheme.group is None else inputs // scheme.group
@@ -126,8 +132,45 @@ class CheckpointReader:
         return sum(tensor.nbytes for tensor in stored)
 
     def _stored(self, name: str) -> torch.Tensor:
-        return self._handles[self._file_with(name)].get_tensor(name)
+        tensor: torch.Tensor = self._handle(name).get_tensor(name)
+        return tensor
+
+    def _handle(self, name: str) -> Any:
+        path = self._file_with(name)
+        if path not in self._handles:
+            self._handles[path] = safe_open(path, framework="pt")
+        return self._handles[path]
+
+    def let_go(self) -> None:
+        """Pages of the files that were read count as memory of this process until their last tensor is gone."""
+        self._handles.clear()
+
+    def read_ahead(self, names: Iterable[str], stop: Event) -> None:
+        """Have the system read what is stored of ``names`` into its cache, until ``stop`` is set."""
+        buffer = bytearray(_AHEAD)
+        by_file: dict[Path, list[str]] = {}
+        for name in names:
+            scheme = self.scheme(name)
+            module = name.removesuffix(".weight")
+            stored = [name] if scheme is None else [f"{module}.{part}" for part in packed.part_names(scheme)]
+            for part in stored:
+                by_file.setdefault(self._file_with(part), []).append(part)
+        for path, stored in by_file.items():
+            with path.open("rb", buffering=0) as file:
+                for start, end in _ranges(file, stored):
+                    for place in range(start, end, _AHEAD):
+                        if stop.is_set():
+                            return
+                        os.preadv(file.fileno(), [memoryview(buffer)[: end - place]], place)
 
     def _parts(self, name: str, scheme: packed.Scheme) -> dict[str, torch.Tensor]:
         module = name.removesuffix(".weight")
         return {part: self._stored(f"{module}.{part}") for part in packed.part_names(scheme)}
+
+
+def _ranges(file: Any, names: list[str]) -> list[tuple[int, int]]:
+    """Where in a safetensors file these tensors lie, in the order of the file."""
+    size = int.from_bytes(file.read(8), "little")
+    header = json.loads(file.read(size))
+    places = (header[name]["data_offsets"] for name in names)
+    return sorted((8 + size + start, 8 + size + end) for start, end in places)
