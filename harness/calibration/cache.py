@@ -5,6 +5,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,11 @@ def cached_statistics(
     """The statistics ``needed``, from ``<cache_dir>/<key>/`` or else by ``compute(names)``.
 
     The folder holds ``statistics.npz`` and ``manifest.json`` (the key's parts, tokens, usage by source,
-    names, seconds, sha256 of the arrays). Where some names are missing, the union of old and new is computed.
-    One process computes and the others wait for it. A damaged entry is computed anew, with a warning. Raises
-    WinnowError where the cache cannot be written.
+    names, seconds, sha256 of the arrays). Where some names are missing, the union of old and new is computed; what
+    ``compute`` leaves out of the old ones stays as it was. One process computes and the others wait for it. A damaged
+    entry is computed anew, with a warning. Raises WinnowError where the cache cannot be written.
     """
-    key = hashlib.sha256(json.dumps(key_parts, sort_keys=True).encode()).hexdigest()[:16]
+    key = content_key(key_parts)
     folder = Path(cache_dir) / key
     with locked(folder.with_suffix(".lock"), f"waiting for another process that computes calibration statistics {key}"):
         sweep(folder, ".*.tmp")  # who holds the lock is alone: what is left of other writers is of dead ones
@@ -43,8 +44,16 @@ def cached_statistics(
             )
             return found
         collected = compute(needed if found is None else needed | found.names)
+        if found is not None:
+            layers = {layer: found.layers[layer] | arrays for layer, arrays in collected.layers.items()}
+            collected = replace(collected, layers=layers)
         _save(folder, collected, key_parts)
         return collected
+
+
+def content_key(key_parts: Mapping[str, Any]) -> str:
+    """16 hex digits that stand for what statistics are made from."""
+    return hashlib.sha256(json.dumps(key_parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _load(folder: Path) -> Collected | None:
@@ -64,13 +73,13 @@ def _load(folder: Path) -> Collected | None:
             for name in arrays.files:
                 layer, statistic = name.split("/")
                 layers.setdefault(int(layer), {})[statistic] = arrays[name]
-        return Collected(**{field: manifest[field] for field in _MANIFEST_FIELDS}, layers=layers)
+        return Collected(**{field: manifest[field] for field in MANIFEST_FIELDS}, layers=layers)
     except (OSError, ValueError, KeyError, TypeError) as error:
         log.warning("calibration cache %s is damaged (%s): computing it anew", folder, error)
         return None
 
 
-_MANIFEST_FIELDS = ("num_experts", "top_k", "n_group", "sequences", "tokens", "seconds", "usage")
+MANIFEST_FIELDS = ("num_experts", "top_k", "n_group", "sequences", "tokens", "seconds", "usage")
 
 
 def _save(folder: Path, collected: Collected, key_parts: Mapping[str, Any]) -> None:
@@ -79,7 +88,7 @@ def _save(folder: Path, collected: Collected, key_parts: Mapping[str, Any]) -> N
     packed: Any = arrays  # numpy's stubs take keyword arrays for its other options
     write_files({folder / "statistics.npz": lambda file: np.savez_compressed(file, **packed)})
     manifest = {
-        **{field: getattr(collected, field) for field in _MANIFEST_FIELDS},
+        **{field: getattr(collected, field) for field in MANIFEST_FIELDS},
         "key": dict(key_parts),
         "statistics": sorted(collected.names),
         "statistics_sha256": _sha256(folder / "statistics.npz"),

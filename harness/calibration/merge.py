@@ -9,9 +9,8 @@ Each statistic is merged by the rule that its declaration names (``Statistic.mer
   document before was routed to the expert.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from functools import reduce
 
 import numpy as np
 
@@ -25,9 +24,18 @@ def merged(parts: Sequence[Collected]) -> Collected:
 
     Raises WinnowError where one is missing or there twice, and where they are not of the same model and settings.
     """
-    ordered = sorted(parts, key=lambda each: _part(each).offset)
-    _check_complete(ordered)
-    whole = reduce(_joined, ordered)
+    return merged_in_order(sorted(parts, key=lambda each: _part(each).offset))
+
+
+def merged_in_order(parts: Iterable[Collected]) -> Collected:
+    """As ``merged``, of parts that come in the order of the pass, so that no more than two are held at once."""
+    whole: Collected | None = None
+    for each in parts:
+        whole = _joined(whole, each) if whole is not None else _first(each)
+    if whole is None:
+        raise WinnowError("calibration: there are no parts to merge")
+    if whole.tokens != _part(whole).total:
+        raise WinnowError(f"calibration: the part from token {whole.tokens} to {_part(whole).total} is missing")
     return replace(whole, part=None, steps={})
 
 
@@ -37,26 +45,30 @@ def _part(collected: Collected) -> Part:
     return collected.part
 
 
-def _check_complete(ordered: Sequence[Collected]) -> None:
-    if not ordered:
-        raise WinnowError("calibration: there are no parts to merge")
-    first, end = ordered[0], 0
-    total = _part(first).total
-    for each in ordered:
-        settings = (each.num_experts, each.top_k, each.n_group, each.layers.keys(), each.names, _part(each).total)
-        if settings != (first.num_experts, first.top_k, first.n_group, first.layers.keys(), first.names, total):
-            raise WinnowError("calibration: the parts to merge are of different models, corpora or statistics")
-        if _part(each).offset < end:
-            raise WinnowError(f"calibration: the part from token {_part(each).offset} is there twice: give each once")
-        if _part(each).offset > end:
-            raise WinnowError(f"calibration: the part from token {end} to {_part(each).offset} is missing")
-        end += each.tokens
-    if end != total:
-        raise WinnowError(f"calibration: the part from token {end} to {total} is missing")
+def _first(collected: Collected) -> Collected:
+    if _part(collected).offset:
+        raise WinnowError(f"calibration: the part from token 0 to {_part(collected).offset} is missing")
+    return collected
+
+
+def _check_joins(first: Collected, second: Collected) -> None:
+    """``first`` begins at token 0, and so ends behind as many as it has."""
+    one, other = (
+        (each.num_experts, each.top_k, each.n_group, each.layers.keys(), each.names, _part(each).total)
+        for each in (first, second)
+    )
+    if one != other:
+        raise WinnowError("calibration: the parts to merge are of different models, corpora or statistics")
+    end, start = first.tokens, _part(second).offset
+    if start < end:
+        raise WinnowError(f"calibration: the part from token {start} is there twice: give each once")
+    if start > end:
+        raise WinnowError(f"calibration: the part from token {end} to {start} is missing")
 
 
 def _joined(first: Collected, second: Collected) -> Collected:
-    """Of two parts, one behind the other."""
+    """Of two parts, one behind the other. Raises WinnowError where they are not."""
+    _check_joins(first, second)
     return replace(
         first,
         sequences=first.sequences + second.sequences,

@@ -144,6 +144,11 @@ class _Calibration(_Checked, total=False):
     seed: Annotated[int, Field(ge=0), "of the draw"]
     batch_size: Annotated[Count, "sequences at once; changes no statistic"]
     statistics: Annotated[Any, AfterValidator(_statistics), "auto (what the sweep needs), needed, all, or names"]
+    shards: Annotated[Count | None, "parts of the corpus that have a pass each; null: one pass over all of it"]
+    shard: Annotated[
+        Annotated[int, Field(ge=0)] | None,
+        "the part, from 0, whose pass this command makes before it ends; null: the parts are merged",
+    ]
     parts: Annotated[Any, AfterValidator(_parts), "documents of each corpus: [code:64,writing:32]"]
 
 
