@@ -8,7 +8,7 @@ started through this module::
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import jinja2
@@ -17,11 +17,13 @@ import torch
 from harness.backends import hf as hf_backend
 from harness.backends import vllm as vllm_backend
 from harness.backends import vllm_guard
+from harness.backends.counter import CHUNK as COUNTED_AT_ONCE
+from harness.backends.counter import MORE
 from harness.backends.ending import before_end
 from harness.backends.template import apply_template
 from harness.checkpoints.config import read_config
 from harness.checkpoints.hub import resolve_checkpoint
-from harness.contracts.backend import Backend, Sampling
+from harness.contracts.backend import Backend, Sampling, TokenCounter
 from harness.errors import WinnowError, first_line
 
 try:
@@ -259,6 +261,59 @@ class BackendLM(TemplateLM):  # type: ignore[misc]
         first = self.tokenizer.bos_token
         adds = first is not None and self.tok_encode(context)[:1] == [self.tokenizer.bos_token_id]
         return f"{first}{context}" if adds and not context.startswith(first) else context
+
+
+class _Counting:
+    """A ``TokenBackend`` without a model: it answers nothing worth knowing, and keeps the ``longest`` sequence."""
+
+    def __init__(self, counter: TokenCounter) -> None:
+        self._counter, self.tokenizer, self.max_length, self.longest = counter, counter.tokenizer, counter.max_length, 0
+
+    def score_tokens(self, sequences: list[list[int]], top: int, progress: str = "") -> list[list[dict[int, float]]]:
+        self.longest = max([self.longest, *map(len, sequences)])
+        return [[{token: 0.0} for token in sequence[1:]] for sequence in sequences]
+
+    def generate(
+        self,
+        prompts: Sequence[str],
+        max_new_tokens: int,
+        stop: Sequence[str] | Sequence[Sequence[str]] = (),
+        sampling: Sampling | None = None,
+        progress: str = "",
+    ) -> list[str]:
+        self.longest = max(self.longest, self._counter.longest(prompts) + max_new_tokens)
+        return [""] * len(prompts)
+
+
+def counting_model(counter: TokenCounter) -> Any:
+    """lm-eval's view of a model that is not there, for ``longest_request``."""
+    return BackendLM(_Counting(counter))
+
+
+def longest_request(model: Any, instances: Iterable[Any]) -> int:
+    """Tokens of the longest sequence that lm-eval's requests ask for, by a ``counting_model``.
+
+    Raises WinnowError for requests that the backend refuses.
+    """
+    by_type: dict[str, list[Any]] = defaultdict(list)
+    for instance in instances:
+        by_type[instance.request_type].append(instance)
+    counted = model._engine
+    for kind, requests in by_type.items():
+        if kind == "generate_until":
+            model.generate_until(requests)
+            continue
+        sized = sorted(((_bytes(request), request) for request in requests), key=lambda one: -one[0])
+        for start in range(0, len(sized), COUNTED_AT_ONCE):
+            if sized[start][0] + MORE < counted.longest:
+                break
+            part = [request for _, request in sized[start : start + COUNTED_AT_ONCE]]
+            getattr(model, kind)(part, disable_tqdm=True)
+    return int(counted.longest)
+
+
+def _bytes(request: Any) -> int:
+    return sum(len(text.encode()) for text in request.args if isinstance(text, str))
 
 
 def _chunks(requests: Sequence[Any]) -> Iterator[Sequence[Any]]:

@@ -8,6 +8,8 @@ from typing import Any
 from harness.errors import WinnowError, first_line
 from harness.families.family import positive
 
+LENGTH_WHERE_UNSAID = 2048  # tokens: what engines take where config.json does not say
+
 
 def read_config(folder: Path) -> dict[str, Any]:
     """The config.json of a checkpoint folder. Raises WinnowError where it is missing or no JSON object."""
@@ -42,6 +44,19 @@ def _read(path: Path) -> dict[str, Any]:
 def _kind(value: Any) -> str:
     named = {list: "a list", str: "a text", bool: "true or false", int: "a number", float: "a number"}
     return named.get(type(value), "null")
+
+
+def model_length(config: Mapping[str, Any]) -> int:
+    """The longest sequence, in tokens, by config.json: at least as long as what any engine makes of it.
+
+    vLLM multiplies by the factor of a linear or dynamic rope, transformers does not.
+    """
+    text = config.get("text_config") or config
+    length = int(text.get("max_position_embeddings") or LENGTH_WHERE_UNSAID)
+    rope = text.get("rope_scaling") or text.get("rope_parameters") or {}
+    if rope.get("rope_type", rope.get("type")) in ("linear", "dynamic"):
+        return int(length * max(1.0, float(rope.get("factor") or 1)))
+    return length
 
 
 def config_integer(config: Mapping[str, Any], key: str) -> int:

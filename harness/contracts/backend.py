@@ -66,18 +66,14 @@ class Distributions:
     expected_tokens: np.ndarray | None = None
 
 
-class Backend(Protocol):
-    """A model that can write and score text. ``progress`` names the bar that a person sees.
+class Reader(Protocol):
+    """How a model reads what it is asked, which is known without its weights.
 
-    ``max_length``: the longest sequence in tokens; ``seconds``: time spent so far, by what it was spent on ("generate",
-    "score"); ``facts``: what is worth knowing of the engine, such as its "version"; ``has_chat_template``: whether it
-    can be asked in messages.
+    ``max_length``: the longest sequence in tokens that it takes; ``has_chat_template``: whether it can be asked in
+    messages.
     """
 
-    name: str
     max_length: int
-    seconds: dict[str, float]
-    facts: dict[str, Any]
     has_chat_template: bool
 
     def prompt(self, prompt: str | Sequence[Mapping[str, str]], **options: Any) -> str:
@@ -92,6 +88,32 @@ class Backend(Protocol):
         """The ``options`` of ``prompt`` for a model that shall think aloud first ("on") or not ("off"); none for
         "auto". Raises WinnowError where its chat template has no switch for it."""
         ...
+
+
+class TokenCounter(Reader, Protocol):
+    """Counts the tokens of what a model would be asked. Texts are counted as a backend tokenizes them."""
+
+    tokenizer: Any
+
+    def longest(self, texts: Sequence[str]) -> int:
+        """Tokens of the longest text; at least 1, since an empty one is read as one token."""
+        ...
+
+    def longest_pair(self, pairs: Sequence[tuple[str, str]]) -> int:
+        """Tokens of the longest (context, continuation); at least 1."""
+        ...
+
+
+class Backend(Reader, Protocol):
+    """A model that can write and score text. ``progress`` names the bar that a person sees.
+
+    ``seconds``: time spent so far, by what it was spent on ("generate", "score"); ``facts``: what is worth knowing of
+    the engine, such as its "version".
+    """
+
+    name: str
+    seconds: dict[str, float]
+    facts: dict[str, Any]
 
     def generate(
         self,

@@ -1,10 +1,10 @@
 """What a task is: how it asks a model, and what it gives back."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
-from harness.contracts.backend import Backend
+from harness.contracts.backend import Backend, TokenCounter
 from harness.contracts.record import Sample, Score
 
 
@@ -15,6 +15,29 @@ class TaskResult:
     scores: list[Score]
     samples: list[Sample]
     facts: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Need:
+    """The longest sequence, in tokens, that a task asks a model for: prompt and answer, or what it scores.
+
+    ``written``: how many of them belong to the answer of a sample that keeps its prompt; 0 where none does.
+    """
+
+    tokens: int = 0
+    written: int = 0
+
+
+@runtime_checkable
+class TellsNeed(Protocol):
+    """A task that knows, before the model is there, how long the longest sequence is that it will ask it for."""
+
+    def need(self, counter: TokenCounter, before: Mapping[str, Need | None]) -> Need | None:
+        """None where it is unknown. ``before`` has what the tasks before it need, by the name in their samples.
+
+        A sequence that is longer than ``counter.max_length`` may be told as it is: backends cut it.
+        """
+        ...
 
 
 class Task(Protocol):

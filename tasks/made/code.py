@@ -1,12 +1,13 @@
 """Python functions from docstrings, scored by running them: pass@1 with greedy decoding."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from harness.contracts.backend import Backend
+from harness.contracts.backend import Backend, TokenCounter
 from harness.contracts.record import Sample
-from harness.contracts.task import ModelTask, TaskResult
+from harness.contracts.task import ModelTask, Need, TaskResult
 from tasks.reference.items import evaluation_problems
 from tasks.reference.problem import Problem
 from tasks.sandbox.run import Limits, Outcome, Program, judge_many, layers_in_force, same
@@ -66,6 +67,10 @@ class CodeTask(ModelTask):
 
     def tokens_to_write(self) -> int:
         return self.items * self.max_new_tokens
+
+    def need(self, counter: TokenCounter, before: Mapping[str, Need | None]) -> Need:
+        prompts = [problem.prompt for problem in evaluation_problems("code", self.items, self.seed)]
+        return Need(counter.longest(prompts) + self.max_new_tokens, self.max_new_tokens)
 
     def run(self, backend: Backend) -> TaskResult:
         problems = evaluation_problems("code", self.items, self.seed)

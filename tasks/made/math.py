@@ -1,13 +1,14 @@
 """Word problems, scored by the number behind ``####``."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from typing import ClassVar
 
-from harness.contracts.backend import Backend
+from harness.contracts.backend import Backend, TokenCounter
 from harness.contracts.record import Sample
-from harness.contracts.task import ModelTask, TaskResult
+from harness.contracts.task import ModelTask, Need, TaskResult
 from tasks.reference.items import evaluation_problems
 from tasks.scores import share_score
 
@@ -60,6 +61,10 @@ class MathTask(ModelTask):
 
     def tokens_to_write(self) -> int:
         return self.items * self.max_new_tokens
+
+    def need(self, counter: TokenCounter, before: Mapping[str, Need | None]) -> Need:
+        prompts = [problem.prompt for problem in evaluation_problems("math", self.items, self.seed)]
+        return Need(counter.longest(prompts) + self.max_new_tokens, self.max_new_tokens)
 
     def run(self, backend: Backend) -> TaskResult:
         problems = evaluation_problems("math", self.items, self.seed)

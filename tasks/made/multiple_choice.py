@@ -1,13 +1,13 @@
 """Questions with four answers, scored by the log-likelihood of each, as lm-evaluation-harness does."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import ClassVar
 
-from harness.contracts.backend import Backend
+from harness.contracts.backend import Backend, TokenCounter
 from harness.contracts.record import Sample
-from harness.contracts.task import ModelTask, TaskResult
+from harness.contracts.task import ModelTask, Need, TaskResult
 from tasks.reference import choices
 from tasks.reference.choices import Choice
 from tasks.reference.items import first_distinct
@@ -54,10 +54,12 @@ class MultipleChoiceTask(ModelTask):
     name: str = "multiple_choice"
     domain: str = "knowledge"
 
+    def need(self, counter: TokenCounter, before: Mapping[str, Need | None]) -> Need:
+        return Need(counter.longest_pair(_pairs(self._questions())))
+
     def run(self, backend: Backend) -> TaskResult:
-        questions = [q for domain in self.domains for q in evaluation_questions(domain, self.items, self.seed)]
-        pairs = [(question.question, text) for question in questions for text in question.choices]
-        results = backend.loglikelihood(pairs, progress=f"{self.name}: scoring")
+        questions = self._questions()
+        results = backend.loglikelihood(_pairs(questions), progress=f"{self.name}: scoring")
         require_finite(results, self.name)
         logprobs = iter(result.logprob for result in results)
         samples = []
@@ -86,3 +88,10 @@ class MultipleChoiceTask(ModelTask):
             scores.append(share_score(self.name, "acc", right, domain))
             scores.append(share_score(self.name, "acc_norm", right_norm, domain))
         return TaskResult(scores, samples)
+
+    def _questions(self) -> list[Choice]:
+        return [q for domain in self.domains for q in evaluation_questions(domain, self.items, self.seed)]
+
+
+def _pairs(questions: Sequence[Choice]) -> list[tuple[str, str]]:
+    return [(question.question, text) for question in questions for text in question.choices]

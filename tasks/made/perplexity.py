@@ -1,6 +1,7 @@
 """Token perplexity of text that was held out: four made domains and one that people wrote."""
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain, zip_longest
@@ -9,9 +10,9 @@ from typing import ClassVar
 import numpy as np
 
 from harness.contracts import intervals
-from harness.contracts.backend import Backend
+from harness.contracts.backend import Backend, TokenCounter
 from harness.contracts.record import Sample, Score
-from harness.contracts.task import ModelTask, TaskResult
+from harness.contracts.task import ModelTask, Need, TaskResult
 from harness.errors import WinnowError
 from tasks.reference import real_text
 from tasks.reference.items import GENERATORS, evaluation_problems
@@ -65,11 +66,11 @@ class PerplexityTask(ModelTask):
         """The real text, which is that of Python's own library; the rest is made."""
         return documents("real_text", self.items, self.seed) if "real_text" in self.domains else None
 
+    def need(self, counter: TokenCounter, before: Mapping[str, Need | None]) -> Need:
+        return Need(counter.longest([text for *_, text in self._texts()]))
+
     def run(self, backend: Backend) -> TaskResult:
-        unknown = set(self.domains) - set(DOMAINS)
-        if unknown or not self.domains:
-            raise WinnowError(f"unknown text {', '.join(sorted(unknown))!r}; known: {', '.join(DOMAINS)}")
-        texts = [(domain, *item) for domain in self.domains for item in documents(domain, self.items, self.seed)]
+        texts = self._texts()
         results = backend.loglikelihood_rolling([text for *_, text in texts], progress=f"{self.name}: scoring")
         require_finite(results, self.name)
         # A document of one token has nothing to predict.
@@ -86,6 +87,13 @@ class PerplexityTask(ModelTask):
             for domain in self.domains
         }
         return TaskResult([self._overall(by_domain), *(self._score(d, *v) for d, v in by_domain.items())], samples)
+
+    def _texts(self) -> list[tuple[str, str, str]]:
+        """(domain, item, text) of every document. Raises WinnowError for a domain that is unknown."""
+        unknown = set(self.domains) - set(DOMAINS)
+        if unknown or not self.domains:
+            raise WinnowError(f"unknown text {', '.join(sorted(unknown))!r}; known: {', '.join(DOMAINS)}")
+        return [(domain, *item) for domain in self.domains for item in documents(domain, self.items, self.seed)]
 
     def _score(self, domain: str, nll: list[float], tokens: list[float]) -> Score:
         low, high = intervals.bootstrap_perplexity(nll, tokens, self.seed)

@@ -1,11 +1,12 @@
 """Short stories with given elements, scored by the elements that are there and by their form."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from harness.contracts.backend import Backend
+from harness.contracts.backend import Backend, TokenCounter
 from harness.contracts.record import Sample
-from harness.contracts.task import ModelTask, TaskResult
+from harness.contracts.task import ModelTask, Need, TaskResult
 from tasks.reference import writing as reference
 from tasks.reference.items import evaluation_problems
 from tasks.scores import mean_score, share_score
@@ -28,6 +29,10 @@ class WritingTask(ModelTask):
 
     def tokens_to_write(self) -> int:
         return self.items * self.max_new_tokens
+
+    def need(self, counter: TokenCounter, before: Mapping[str, Need | None]) -> Need:
+        prompts = [problem.prompt for problem in evaluation_problems("writing", self.items, self.seed)]
+        return Need(counter.longest(prompts) + self.max_new_tokens, self.max_new_tokens)
 
     def run(self, backend: Backend) -> TaskResult:
         problems = evaluation_problems("writing", self.items, self.seed)

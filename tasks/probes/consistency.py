@@ -18,15 +18,15 @@ them.
 
 import random
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from itertools import chain, product
 from typing import ClassVar
 
-from harness.contracts.backend import Backend
+from harness.contracts.backend import Backend, Reader, TokenCounter
 from harness.contracts.record import Sample
-from harness.contracts.task import ModelTask, TaskResult
+from harness.contracts.task import ModelTask, Need, TaskResult
 from tasks.reference import code, knowledge
 from tasks.reference.choices import Choice, choice_from
 from tasks.reference.items import evaluation_problems, first_distinct
@@ -67,6 +67,16 @@ def rotations(choices: Sequence[str]) -> list[tuple[int, ...]]:
     return [tuple((start + place) % n for place in range(n)) for start in range(n)]
 
 
+def asked(reader: Reader, questions: Sequence[Question]) -> list[tuple[str, str]]:
+    """(context, continuation) of every wording, as the model reads them."""
+    return [
+        (reader.prompt(wording.context), text)
+        for question in questions
+        for wording in question.wordings
+        for text in wording.continuations
+    ]
+
+
 def ask(backend: Backend, task: str, questions: Sequence[Question], seed: int = 0) -> TaskResult:
     """``consistent``, ``acc`` and ``all_right`` for each domain of the questions; a sample's score is the first.
 
@@ -75,13 +85,7 @@ def ask(backend: Backend, task: str, questions: Sequence[Question], seed: int = 
     get the right one (bootstrap over questions). The answer is the continuation of the largest log-likelihood, the
     first of them where there are several. Raises BrokenModel where a log-likelihood is not finite.
     """
-    pairs = [
-        (backend.prompt(wording.context), text)
-        for question in questions
-        for wording in question.wordings
-        for text in wording.continuations
-    ]
-    results = backend.loglikelihood(pairs, progress=f"{task}: scoring")
+    results = backend.loglikelihood(asked(backend, questions), progress=f"{task}: scoring")
     require_finite(results, task)
     logprobs = iter([result.logprob for result in results])
     samples = []
@@ -252,6 +256,11 @@ class ConsistencyTask(ModelTask):
     name: str = "consistency"
     domain: str = ""
 
+    def need(self, counter: TokenCounter, before: Mapping[str, Need | None]) -> Need:
+        return Need(counter.longest_pair(asked(counter, self._questions())))
+
     def run(self, backend: Backend) -> TaskResult:
-        questions = [q for form in self.forms for q in evaluation_questions(form, self.items, self.seed)]
-        return ask(backend, self.name, questions, self.seed)
+        return ask(backend, self.name, self._questions(), self.seed)
+
+    def _questions(self) -> list[Question]:
+        return [q for form in self.forms for q in evaluation_questions(form, self.items, self.seed)]

@@ -11,7 +11,7 @@ tokens up to a position. Measures and formulas: ``tasks.probes.divergence``.
 """
 
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -19,13 +19,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.contracts import intervals
-from harness.contracts.backend import Backend, Distributions
+from harness.contracts.backend import Backend, Distributions, TokenCounter
 from harness.contracts.record import Sample, Score
-from harness.contracts.task import TaskResult, TwoModelsTask
+from harness.contracts.task import Need, TaskResult, TwoModelsTask
 from harness.errors import BrokenModel, WinnowError
 from tasks.probes.divergence import MEASURES, divergences, truncated_divergences
 from tasks.scores import mean_score, share_score
 
+# An answer that is read again takes more tokens where some of them were no text: each becomes this character. Twice as
+# many are reckoned with in any case, since a model may write a text in fewer tokens than a tokenizer takes for it.
+NO_TEXT, AT_LEAST = "\ufffd", 2
 HIGHER_IS_BETTER = {"esap", "top1_agreement", "same_text", "parting_position"}
 
 
@@ -136,6 +139,15 @@ class DriftTask(TwoModelsTask):
     def __post_init__(self) -> None:
         if self.texts < 1 or self.positions < 1:
             raise WinnowError(f"drift: texts={self.texts}, positions={self.positions}: both need at least 1")
+
+    def need(self, counter: TokenCounter, before: Mapping[str, Need | None]) -> Need | None:
+        """The texts of the tasks before it, read again; None where it is unknown how long they are."""
+        sources = [need for name, need in before.items() if not self.sources or name in self.sources]
+        if None in sources:
+            return None
+        factor = max(AT_LEAST, counter.longest([NO_TEXT]))
+        written = [need for need in sources if need is not None and need.written]
+        return Need(max((need.tokens + (factor - 1) * need.written for need in written), default=0))
 
     def observe(self, backend: Backend, samples: Sequence[Sample], baseline: Sequence[Sample] | None) -> Seen:
         """What the model expects along the baseline's texts; ``baseline`` is None where the model is the baseline."""

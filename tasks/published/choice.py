@@ -4,11 +4,12 @@ The rows hold the text that lm-eval's own task of that name renders; here they b
 requests, ``acc`` and ``acc_norm`` are lm-eval's. The hub and staged data go the same way.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from harness.contracts.backend import Backend
-from harness.contracts.task import ModelTask, TaskResult
+from harness.contracts.backend import Backend, TokenCounter
+from harness.contracts.task import ModelTask, Need, TaskResult
 from harness.data.schema import DATA_SETS, Row
 from harness.errors import WinnowError
 from tasks.published.items import Benchmark
@@ -68,12 +69,17 @@ class ChoiceBenchmark(Benchmark, ModelTask):
 
     chat_template: bool = False
 
+    def need(self, counter: TokenCounter, before: Mapping[str, Need | None]) -> Need:
+        return self._task().need_of(counter, self._loaded)
+
     def run(self, backend: Backend) -> TaskResult:
+        return self._task().score(backend, self._loaded)
+
+    def _task(self) -> LmEvalTask:
         self.require([name for name, known in DATA_SETS.items() if known.kind in KINDS])
-        task = LmEvalTask(
+        return LmEvalTask(
             self.name, (self.data_set,), chat_template=self.chat_template, seed=self.seed, domain=self.domain
         )
-        return task.score(backend, self._loaded)
 
     def _loaded(self) -> dict[str, Any]:
         """lm-eval's tasks, and the group over them where there are several (``TaskManager.load``)."""

@@ -2,15 +2,15 @@
 
 import re
 import string
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from harness.contracts.backend import Backend
-from harness.contracts.task import ModelTask, TaskResult
+from harness.contracts.backend import Backend, TokenCounter
+from harness.contracts.task import ModelTask, Need, TaskResult
 from harness.data.schema import DATA_SETS, Row
 from harness.errors import WinnowError
-from tasks.probes.consistency import Question, Wording, ask, rotations
+from tasks.probes.consistency import Question, Wording, ask, asked, rotations
 from tasks.published.items import Benchmark
 
 CUE = "Answer:"
@@ -30,9 +30,15 @@ class ChoiceOrder(Benchmark, ModelTask):
 
     kind: ClassVar[str] = "probe"
 
+    def need(self, counter: TokenCounter, before: Mapping[str, Need | None]) -> Need:
+        return Need(counter.longest_pair(asked(counter, self._questions())))
+
     def run(self, backend: Backend) -> TaskResult:
+        return ask(backend, self.name, self._questions(), self.seed)
+
+    def _questions(self) -> list[Question]:
         self.require([name for name, known in DATA_SETS.items() if known.kind == "choice"])
-        return ask(backend, self.name, [self._question(row) for row in self.rows()], self.seed)
+        return [self._question(row) for row in self.rows()]
 
     def _question(self, row: Row) -> Question:
         if len(row["contexts"]) > 1 or not row["contexts"][0].rstrip().endswith(CUE):

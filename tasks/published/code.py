@@ -7,13 +7,13 @@ layout are those of ``evalplus.provider`` 0.3.1, so that scores compare with tho
 
 import ast
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from harness.contracts.backend import Backend
+from harness.contracts.backend import Backend, Reader, TokenCounter
 from harness.contracts.record import Sample
-from harness.contracts.task import ModelTask, TaskResult
+from harness.contracts.task import ModelTask, Need, TaskResult
 from harness.data.schema import Row
 from tasks.published.generative import Answer, GenerativeBenchmark
 from tasks.published.program_tests import CHECKED, PLUS, entry_point, judge, require_evalplus
@@ -83,16 +83,17 @@ class CodeBenchmark(GenerativeBenchmark, ModelTask):
     max_new_tokens: int = 768
     cpu_seconds: int | None = None
 
+    def need(self, counter: TokenCounter, before: Mapping[str, Need | None]) -> Need:
+        return self.need_of(counter, self._prompts(counter, self.rows()))
+
     def run(self, backend: Backend) -> TaskResult:
         self.require((*CHECKED, *PLUS))
         plus = self.data_set in PLUS
         if plus:
             require_evalplus(self.data_set)
         problems = self.rows()
-        texts = [problem_text(self.data_set, row) for row in problems]
-        chat, begins = self.in_chat(backend), self.thinking_mode != "on"
-        asked = [messages(text)[: 2 if begins else 1] for text in texts]
-        prompts = [self.asked_in_chat(backend, one) for one in asked] if chat else [backend.prompt(t) for t in texts]
+        prompts = self._prompts(backend, problems)
+        chat, begins = self.in_chat(backend), self._begins
         ends = (END_OF_BLOCK,) if chat else ENDS_OF_COMPLETION[self.data_set.removesuffix("_plus")]
         answers = self._written(backend, prompts, (*ENDS, *ends)) if begins else self.answers(backend, prompts)
         sources = taken_out(self.data_set, problems, [answer.answer for answer in answers], chat)
@@ -113,6 +114,17 @@ class CodeBenchmark(GenerativeBenchmark, ModelTask):
         scores = [replace(score, supersedes=self._supersedes()) for score in scores]
         result = TaskResult(scores, samples, {"sandbox": layers_in_force()})
         return self.with_truncated(result, problems, answers)
+
+    @property
+    def _begins(self) -> bool:
+        """Whether a chat model's answer is begun for it."""
+        return self.thinking_mode != "on"
+
+    def _prompts(self, reader: Reader, problems: Sequence[Row]) -> list[str]:
+        texts = [problem_text(self.data_set, row) for row in problems]
+        if not self.in_chat(reader):
+            return [reader.prompt(text) for text in texts]
+        return [self.asked_in_chat(reader, messages(text)[: 2 if self._begins else 1]) for text in texts]
 
     def _written(self, backend: Backend, prompts: Sequence[str], stop: Sequence[str]) -> list[Answer]:
         """Answers that end where a program is over. What says so may stand before a program too (a fence that opens a

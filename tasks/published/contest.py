@@ -16,14 +16,14 @@ pretended.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from typing import Any, ClassVar
 
-from harness.contracts.backend import Backend
+from harness.contracts.backend import Backend, Reader, TokenCounter
 from harness.contracts.record import Sample
-from harness.contracts.task import ModelTask, TaskResult
+from harness.contracts.task import ModelTask, Need, TaskResult
 from harness.data.schema import Row
 from tasks.published.generative import Answer, GenerativeBenchmark
 from tasks.published.programs import programs
@@ -176,12 +176,14 @@ class ContestBenchmark(GenerativeBenchmark, ModelTask):
     max_new_tokens: int = 2000
     cpu_seconds: int = 60
 
+    def need(self, counter: TokenCounter, before: Mapping[str, Need | None]) -> Need:
+        return self.need_of(counter, self._prompts(counter, self.rows()))
+
     def run(self, backend: Backend) -> TaskResult:
         self.require(DATA_SETS)
         problems = self.rows()
         chat = self.in_chat(backend)
-        prompts = [self._prompt(backend, request(row), chat) for row in problems]
-        answers = self.answers(backend, prompts, () if chat else ("\n```",))
+        answers = self.answers(backend, self._prompts(backend, problems), () if chat else ("\n```",))
         sources = taken_out(problems, [answer.answer for answer in answers], chat)
         limits = Limits(self.cpu_seconds, 3.0 * self.cpu_seconds + 5, memory_bytes=2**31, output_bytes=2**24)
         to_run = [program_for(row, source) for row, source in zip(problems, sources, strict=True)]
@@ -194,10 +196,11 @@ class ContestBenchmark(GenerativeBenchmark, ModelTask):
         result = TaskResult(scores, samples, {"sandbox": layers_in_force()})
         return self.with_truncated(result, problems, answers)
 
-    def _prompt(self, backend: Backend, text: str, chat: bool) -> str:
-        if chat:
-            return self.asked_in_chat(backend, [{"role": "user", "content": text}])
-        return backend.prompt(f"{text}```python\n")
+    def _prompts(self, reader: Reader, problems: Sequence[Row]) -> list[str]:
+        texts = [request(row) for row in problems]
+        if not self.in_chat(reader):
+            return [reader.prompt(f"{text}```python\n") for text in texts]
+        return [self.asked_in_chat(reader, [{"role": "user", "content": text}]) for text in texts]
 
     def _sample(self, row: Row, answer: Answer, source: str, outcome: Outcome) -> Sample:
         count, tests = passed(row, outcome), len(row["tests"])

@@ -6,9 +6,9 @@ from typing import Any, ClassVar
 
 from harness.backends.thinking import opened_thought
 from harness.backends.tokens import cut
-from harness.contracts.backend import Backend
+from harness.contracts.backend import Backend, Reader, TokenCounter
 from harness.contracts.record import Sample, Score
-from harness.contracts.task import TaskResult
+from harness.contracts.task import Need, TaskResult
 from harness.data.schema import Row
 from harness.errors import WinnowError
 from tasks.published.items import Benchmark, asks_in_chat, tokens_to_write
@@ -76,24 +76,27 @@ class GenerativeBenchmark(Benchmark):
         thought = self.thinking_tokens if self.thinking_mode == "on" else 0
         return self.longest_answers(self.max_new_tokens + thought)
 
-    def in_chat(self, backend: Backend) -> bool:
+    def in_chat(self, reader: Reader) -> bool:
         """Raises WinnowError as ``asks_in_chat``, and where thinking is to be set without a template."""
-        chat = asks_in_chat(backend, self.chat, self.name)
+        chat = asks_in_chat(reader, self.chat, self.name)
         if not chat and self.thinking_mode != "auto":
             raise WinnowError(
                 f"{self.name}: thinking={self.thinking_mode} is for models that are asked in chat: take thinking=auto"
             )
         return chat
 
-    def asked_in_chat(self, backend: Backend, messages: Sequence[Mapping[str, str]]) -> str:
+    def asked_in_chat(self, reader: Reader, messages: Sequence[Mapping[str, str]]) -> str:
         """The prompt in the model's chat template. Raises WinnowError where that has no switch for ``thinking``."""
-        return backend.prompt(messages, **(dict(self.template) | backend.thinking_options(self.thinking_mode)))
+        return reader.prompt(messages, **(dict(self.template) | reader.thinking_options(self.thinking_mode)))
+
+    def need_of(self, counter: TokenCounter, prompts: Sequence[str]) -> Need:
+        """What the task needs that has these prompts answered."""
+        written = sum(self._budget(counter, prompts))
+        return Need(counter.longest(prompts) + written, written)
 
     def answers(self, backend: Backend, prompts: Sequence[str], stop: Sequence[str] = ()) -> list[Answer]:
         """What the model writes after each prompt, and the answers in it, which end before a stop string."""
-        told = self.thinking_mode == "on" or any(map(opened_thought, prompts))
-        plain = tokens_to_write(backend, self.max_new_tokens)
-        budget = tokens_to_write(backend, self.max_new_tokens + self.thinking_tokens) - plain if told else 0
+        told, (plain, budget) = self._told_to_think(prompts), self._budget(backend, prompts)
         texts = backend.generate(prompts, plain + budget, () if told else stop, progress=f"{self.name}: writing")
         found = []
         for prompt, text in zip(prompts, texts, strict=True):
@@ -102,6 +105,16 @@ class GenerativeBenchmark(Benchmark):
             found.append(Answer(prompt, text, said, truncated, told or truncated or bool(thought), budget))
         thinks = any(answer.thinks for answer in found)
         return [replace(answer, thinks=thinks) for answer in found]
+
+    def _told_to_think(self, prompts: Sequence[str]) -> bool:
+        return self.thinking_mode == "on" or any(map(opened_thought, prompts))
+
+    def _budget(self, reader: Reader, prompts: Sequence[str]) -> tuple[int, int]:
+        """Tokens that may be written for an answer, and for the thought before it."""
+        plain = tokens_to_write(reader, self.max_new_tokens)
+        if not self._told_to_think(prompts):
+            return plain, 0
+        return plain, tokens_to_write(reader, self.max_new_tokens + self.thinking_tokens) - plain
 
     def with_truncated(self, result: TaskResult, rows: Sequence[Row], answers: Sequence[Answer]) -> TaskResult:
         """The result and, where thoughts occur, the share of answers that end inside one, as a task ``name_truncated``

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import ClassVar
 
-from harness.contracts.backend import Backend
+from harness.contracts.backend import Reader
 from harness.data.contamination import item_text
 from harness.data.schema import Row
 from harness.data.sets import rows
@@ -64,12 +64,12 @@ class Benchmark:
             raise WinnowError(f"{self.name}: data_set={self.data_set}: choose {', '.join(known)}")
 
 
-def tokens_to_write(backend: Backend, wanted: int) -> int:
+def tokens_to_write(backend: Reader, wanted: int) -> int:
     """How many tokens an answer may have: ``wanted``, and at most half of what fits into the model with its prompt."""
     return max(1, min(wanted, backend.max_length // 2))
 
 
-def asks_in_chat(backend: Backend, chat: bool | str, task: str) -> bool:
+def asks_in_chat(backend: Reader, chat: bool | str, task: str) -> bool:
     """Whether a task asks in messages: ``chat`` is true, false, or "auto" (where the model has a chat template).
 
     Raises WinnowError for true without a template, and for anything else.

@@ -4,7 +4,7 @@ import difflib
 import logging
 import math
 import random
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -16,19 +16,24 @@ from typing import Any, ClassVar
 import numpy as np
 
 from harness.backends.thinking import opened_thought
-from harness.contracts import intervals
-from harness.contracts.backend import Backend
+from harness.contracts.backend import Backend, TokenCounter
 from harness.contracts.record import Sample, Score
-from harness.contracts.task import ModelTask, TaskResult
+from harness.contracts.task import ModelTask, Need, TaskResult
 from harness.errors import BrokenModel, WinnowError
 from tasks.published.domains import domain_of
 from tasks.published.generative import truncated_score
+from tasks.published.lm_eval_values import (
+    higher_is_better,
+    interval_of,
+    is_perplexity,
+    logprobs_of,
+    metric_name,
+    samples_of,
+)
 from tasks.published.thought import split_thought
 
 # lm-eval's own default, so that seed=0 takes the few-shot examples that its command line takes.
 FIRST_SEED = 1234
-# Of metrics over a whole corpus, such as BLEU, which may take a second each.
-CORPUS_RESAMPLES = 200
 
 
 @dataclass(frozen=True)
@@ -78,6 +83,29 @@ class LmEvalTask(ModelTask):
     def run(self, backend: Backend) -> TaskResult:
         return self.score(backend, self._load)
 
+    def need(self, counter: TokenCounter, before: Mapping[str, Need | None]) -> Need:
+        return self.need_of(counter, self._load)
+
+    def need_of(self, counter: TokenCounter, load: Callable[[], Any]) -> Need:
+        """What the tasks need that ``load`` gives, from the requests that lm-eval builds of them."""
+        from lm_eval.evaluator_utils import get_sample_size
+
+        from harness.backends.lm_eval import counting_model, longest_request
+
+        model = counting_model(counter)
+        self._require_template(model)
+        with _quiet():
+            tasks = self._prepared(load())["tasks"].values()
+            for task in tasks:
+                task.build_all_requests(
+                    limit=get_sample_size(task, self.limit),
+                    apply_chat_template=self.chat_template,
+                    fewshot_as_multiturn=True,
+                    chat_template=model.apply_chat_template if self.chat_template else None,
+                    tokenizer_name=model.tokenizer_name if self.chat_template else "",
+                )
+            return Need(longest_request(model, (instance for task in tasks for instance in task.instances)))
+
     def tokens_to_write(self) -> int:
         """At most: those of its tasks that write, each of their documents as long as its task allows."""
         with _quiet():
@@ -119,8 +147,7 @@ class LmEvalTask(ModelTask):
         with _quiet():
             model = language_model(backend)
         thoughts = _answers_alone(model)
-        if self.chat_template and not getattr(model.tokenizer, "chat_template", None):
-            raise WinnowError(f"{self.name}: chat_template=true, but the model's tokenizer has no chat template")
+        self._require_template(model)
         with _quiet():
             loaded = load()
             results = self._evaluate(model, loaded)
@@ -132,11 +159,15 @@ class LmEvalTask(ModelTask):
             aggregation = task.aggregation()
             found = self._scores(name, rows, aggregation, results)
             scores |= {key: self._filed(score, task, aggregation) for key, score in found.items()}
-            samples += _samples(self.name, name, rows, aggregation)
+            samples += samples_of(self.name, name, rows, aggregation)
         for name, group in loaded["groups"].items():
             scores |= self._group_scores(name, group, scores, results)
         cut_short = [truncated_score(self.name, [cut for _, cut in thoughts])] if any(t for t, _ in thoughts) else []
         return TaskResult([*scores.values(), *cut_short], samples)
+
+    def _require_template(self, model: Any) -> None:
+        if self.chat_template and not getattr(model.tokenizer, "chat_template", None):
+            raise WinnowError(f"{self.name}: chat_template=true, but the model's tokenizer has no chat template")
 
     def _filed(self, score: Score, task: Any, aggregation: Mapping[str, Any]) -> Score:
         """The score with its kind, by what lm-eval's task asks for, and its domain."""
@@ -144,7 +175,7 @@ class LmEvalTask(ModelTask):
         if task.get_config("output_type") == "generate_until":
             kind = "generative"
         else:
-            kind = "perplexity" if _is_perplexity(aggregate) else "choice"
+            kind = "perplexity" if is_perplexity(aggregate) else "choice"
         return replace(score, kind=kind, domain=self._domain_of(score.part))
 
     def _domain_of(self, name: str) -> str:
@@ -171,19 +202,11 @@ class LmEvalTask(ModelTask):
     def _evaluate(self, model: Any, loaded: Any) -> Any:
         """As ``lm_eval.simple_evaluate``, which also asks git, pip and the machine about themselves every time."""
         from lm_eval import evaluate
-        from lm_eval.utils import set_torch_seed
 
-        seed = FIRST_SEED + self.seed
-        for task in loaded["tasks"].values():
-            task.set_config("num_fewshot", self._shots(task))
-            task.set_fewshot_seed(seed)
-        random.seed(seed)
-        np.random.seed(seed)
-        set_torch_seed(seed)
         try:
             return evaluate(
                 model,
-                loaded,
+                self._prepared(loaded),
                 limit=self.limit,
                 bootstrap_iters=0,
                 apply_chat_template=self.chat_template,
@@ -193,8 +216,21 @@ class LmEvalTask(ModelTask):
             reason = str(error).strip() or "a text to score is empty or longer than the model's max_length"
             raise WinnowError(f"{self.name}: {reason.splitlines()[0]}") from error
 
+    def _prepared(self, loaded: Any) -> Any:
+        """The tasks with their examples chosen, and every generator of chance at its start."""
+        from lm_eval.utils import set_torch_seed
+
+        seed = FIRST_SEED + self.seed
+        for task in loaded["tasks"].values():
+            task.set_config("num_fewshot", self._shots(task))
+            task.set_fewshot_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed)
+        set_torch_seed(seed)
+        return loaded
+
     def _require_finite(self, task: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        broken = sum(not all(map(math.isfinite, _logprobs(row))) for row in rows)
+        broken = sum(not all(map(math.isfinite, logprobs_of(row))) for row in rows)
         if broken:
             raise BrokenModel(
                 f"{self.name}: log-likelihoods of {broken} of {len(rows)} items of {task} are not finite; check the "
@@ -215,9 +251,9 @@ class LmEvalTask(ModelTask):
         for (metric, filter_name), of_metric in values.items():
             key = f"{metric},{filter_name}"
             value = float(results["results"][task][key])
-            low, high = _interval(aggregation.get(metric, mean), of_metric, self.seed)
-            better = _higher_is_better(results, task, metric)
-            named = _metric_name(metric, filter_name)
+            low, high = interval_of(aggregation.get(metric, mean), of_metric, self.seed)
+            better = higher_is_better(results, task, metric)
+            named = metric_name(metric, filter_name)
             scores[(task, key)] = Score(self.name, named, value, len(of_metric), low, high, task, better)
         return scores
 
@@ -241,8 +277,8 @@ class LmEvalTask(ModelTask):
                     for end in ("low", "high")
                 )
                 found[(name, key)] = Score(
-                    self.name, _metric_name(metric, filter_name), float(value), sum(part.n for part in parts),
-                    float(value) - low, float(value) + high, name, _higher_is_better(results, name, metric),
+                    self.name, metric_name(metric, filter_name), float(value), sum(part.n for part in parts),
+                    float(value) - low, float(value) + high, name, higher_is_better(results, name, metric),
                     parts[0].kind, self._domain_of(name),
                 )  # fmt: skip
         return found
@@ -290,93 +326,3 @@ def _max_tokens(settings: Mapping[str, Any] | None) -> int:
     from harness.backends.lm_eval import MAX_GEN_TOKS
 
     return int(normalize_gen_kwargs(dict(settings or {}), MAX_GEN_TOKS)["max_gen_toks"])
-
-
-def _metric_name(metric: str, filter_name: str) -> str:
-    return metric if filter_name == "none" else f"{metric},{filter_name}"
-
-
-def _higher_is_better(results: Any, task: str, metric: str) -> bool:
-    """What lm-eval says; true where it says nothing."""
-    return results["higher_is_better"].get(task, {}).get(metric) is not False
-
-
-def _logprobs(row: Mapping[str, Any]) -> list[float]:
-    """The log-likelihoods that the model answered a document's requests with; none where it wrote text."""
-    answers = [of_request[0] for of_request in row["resps"]]
-    return [float(a[0] if isinstance(a, tuple) else a) for a in answers if not isinstance(a, str)]
-
-
-def _is_perplexity(aggregate: Any) -> bool:
-    from lm_eval.api import metrics
-
-    return aggregate in (metrics.perplexity, metrics.weighted_perplexity, metrics.bits_per_byte)
-
-
-def _nll(aggregate: Callable[..., Any], value: Any) -> tuple[float, float] | None:
-    """(negative log-likelihood, weight) of a document for lm-eval's perplexities, None for other metrics."""
-    from lm_eval.api import metrics
-
-    if aggregate in (metrics.weighted_perplexity, metrics.bits_per_byte):
-        return -float(value[0]), float(value[1])
-    return (-float(value), 1.0) if aggregate is metrics.perplexity else None
-
-
-def _interval(aggregate: Callable[..., Any], values: Sequence[Any], seed: int) -> intervals.Interval:
-    """The 95 % interval of ``aggregate(values)``, a value a document."""
-    from lm_eval.api import metrics
-
-    if aggregate is metrics.mean:
-        numbers = [float(value) for value in values]
-        if set(numbers) <= {0.0, 1.0}:
-            return intervals.wilson(sum(numbers), len(numbers))
-        return intervals.bootstrap_mean(numbers, seed)
-    pairs = [pair for value in values if (pair := _nll(aggregate, value)) is not None]
-    if pairs:
-        nll, weights = zip(*pairs, strict=True)
-        low, high = intervals.bootstrap_perplexity(nll, weights, seed)
-        return (math.log2(low), math.log2(high)) if aggregate is metrics.bits_per_byte else (low, high)
-    draws = np.random.default_rng(seed).integers(len(values), size=(CORPUS_RESAMPLES, len(values)))
-    resampled = [float(aggregate([values[i] for i in draw])) for draw in draws]
-    low, high = np.quantile(resampled, [(1 - intervals.CONFIDENCE) / 2, (1 + intervals.CONFIDENCE) / 2])
-    return float(low), float(high)
-
-
-def _samples(name: str, task: str, rows: Sequence[Mapping[str, Any]], aggregation: Mapping[str, Any]) -> list[Sample]:
-    """One sample a document; lm-eval has a row for each filter of it."""
-    by_document = defaultdict(list)
-    for row in rows:
-        by_document[row["doc_id"]].append(row)
-    seen: Counter[str] = Counter()
-    samples = []
-    for own in by_document.values():
-        first = own[0]
-        item = f"{task}-{first['doc_hash'][:16]}"
-        seen[item] += 1
-        score, weight = math.nan, 1.0  # nan: a metric over the corpus, such as BLEU
-        if first["metrics"]:
-            value = first[first["metrics"][0]]
-            pair = _nll(aggregation.get(first["metrics"][0], sum), value)
-            if pair is not None:
-                score, weight = pair
-            elif not isinstance(value, tuple | list):
-                score = float(value)
-        target = first["target"]
-        detail = {
-            "metrics": {_metric_name(metric, row["filter"]): row[metric] for row in own for metric in row["metrics"]},
-            "logprobs": _logprobs(first),
-            "target": target if isinstance(target, str | int | float | list) else str(target),
-        }
-        written = [of_request[0] for of_request in first["resps"] if isinstance(of_request[0], str)]
-        samples.append(
-            Sample(
-                name,
-                item if seen[item] == 1 else f"{item}-{seen[item]}",
-                score,
-                weight,
-                domain=task,
-                output="\n".join(written),
-                detail=detail,
-            )
-        )
-    return samples

@@ -10,12 +10,13 @@ final answer as a person would, the second takes a box or ``####`` alone (``task
 model thinks aloud is no answer, and a text that ends inside its thought is wrong.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from harness.contracts.backend import Backend
+from harness.contracts.backend import Backend, Reader, TokenCounter
 from harness.contracts.record import Sample
-from harness.contracts.task import ModelTask, TaskResult
+from harness.contracts.task import ModelTask, Need, TaskResult
 from harness.data.schema import Row
 from harness.errors import WinnowError
 from tasks.published.equality import Comparer
@@ -77,14 +78,16 @@ class MathBenchmark(GenerativeBenchmark, ModelTask):
     shots: int = 4
     seconds: float = 10.0
 
+    def need(self, counter: TokenCounter, before: Mapping[str, Need | None]) -> Need:
+        return self.need_of(counter, self._prompts(counter, self.rows()))
+
     def run(self, backend: Backend) -> TaskResult:
         self.require(tuple(SHOTS))
         if not 0 <= self.shots <= len(SHOTS[self.data_set]):
             raise WinnowError(f"{self.name}: shots={self.shots}: choose 0 to {len(SHOTS[self.data_set])}")
         problems = self.rows()
-        chat = self.in_chat(backend)
-        prompts = [self._prompt(backend, row, chat) for row in problems]
-        answers = self.answers(backend, prompts, () if chat else STOP)
+        prompts = self._prompts(backend, problems)
+        answers = self.answers(backend, prompts, () if self.in_chat(backend) else STOP)
         samples = []
         with Comparer(self.seconds) as same:
             for row, answer in zip(problems, answers, strict=True):
@@ -106,8 +109,8 @@ class MathBenchmark(GenerativeBenchmark, ModelTask):
         )
         return self.with_truncated(TaskResult([flexible, strict_score], samples), problems, answers)
 
-    def _prompt(self, backend: Backend, row: Row, chat: bool) -> str:
-        if not chat:
-            return backend.prompt(few_shot(self.data_set, self.shots, row["question"]))
-        request = REQUEST.format(question=row["question"].strip())
-        return self.asked_in_chat(backend, [{"role": "user", "content": request}])
+    def _prompts(self, reader: Reader, problems: Sequence[Row]) -> list[str]:
+        if not self.in_chat(reader):
+            return [reader.prompt(few_shot(self.data_set, self.shots, row["question"])) for row in problems]
+        requests = [REQUEST.format(question=row["question"].strip()) for row in problems]
+        return [self.asked_in_chat(reader, [{"role": "user", "content": request}]) for request in requests]

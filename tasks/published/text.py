@@ -2,13 +2,15 @@
 
 import math
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from harness.contracts import intervals
-from harness.contracts.backend import Backend
+from harness.contracts.backend import Backend, Reader, TokenCounter
 from harness.contracts.record import Sample, Score
-from harness.contracts.task import ModelTask, TaskResult
+from harness.contracts.task import ModelTask, Need, TaskResult
+from harness.data.schema import Row
 from harness.errors import WinnowError
 from tasks.published.items import Benchmark
 from tasks.scores import require_finite
@@ -43,10 +45,12 @@ class TextBenchmark(Benchmark, ModelTask):
 
     domain: str = "language"
 
+    def need(self, counter: TokenCounter, before: Mapping[str, Need | None]) -> Need:
+        return Need(counter.longest(self._texts(counter, self._documents())))
+
     def run(self, backend: Backend) -> TaskResult:
-        documents = [row for row in self.rows() if row["text"].strip()]
-        texts = [detokenized(row["text"]) if self.data_set in DETOKENIZED else row["text"] for row in documents]
-        results = backend.loglikelihood_rolling([backend.prompt(text) for text in texts], f"{self.name}: scoring")
+        documents = self._documents()
+        results = backend.loglikelihood_rolling(self._texts(backend, documents), f"{self.name}: scoring")
         require_finite(results, self.name)
         samples = []
         for row, result in zip(documents, results, strict=True):
@@ -60,6 +64,13 @@ class TextBenchmark(Benchmark, ModelTask):
         by = self._score("bits_per_byte", samples, [float(sample.detail["bytes"]) for sample in samples])
         bits = replace(by, value=math.log2(by.value), low=math.log2(by.low), high=math.log2(by.high))
         return TaskResult([tokens, words, bits], samples)
+
+    def _documents(self) -> list[Row]:
+        return [row for row in self.rows() if row["text"].strip()]
+
+    def _texts(self, reader: Reader, documents: Sequence[Row]) -> list[str]:
+        texts = [detokenized(row["text"]) if self.data_set in DETOKENIZED else row["text"] for row in documents]
+        return [reader.prompt(text) for text in texts]
 
     def _score(self, metric: str, samples: list[Sample], weights: list[float]) -> Score:
         nll = [sample.score for sample in samples]

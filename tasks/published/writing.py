@@ -14,9 +14,9 @@ from itertools import islice
 from statistics import fmean
 from typing import Any, ClassVar
 
-from harness.contracts.backend import Backend
+from harness.contracts.backend import Backend, Reader, TokenCounter
 from harness.contracts.record import Sample, Score
-from harness.contracts.task import BesideTask, TaskResult
+from harness.contracts.task import BesideTask, Need, TaskResult
 from harness.data.schema import Row
 from tasks.published.generative import GenerativeBenchmark
 from tasks.published.judge import Judge, Question, Verdict
@@ -148,6 +148,9 @@ class JudgedWritingTask(GenerativeBenchmark, BesideTask):
     max_new_tokens: int = 2048
     judge: Judge | None = None
 
+    def need(self, counter: TokenCounter, before: Mapping[str, Need | None]) -> Need:
+        return self.need_of(counter, self._prompts(counter, self.rows()))
+
     def run_against(self, backend: Backend, samples: Sequence[Sample], baseline: Sequence[Sample] | None) -> TaskResult:
         """Raises WinnowError for a data set that is not there, and for a judge that refuses to be asked."""
         self.require(DATA_SETS)
@@ -180,11 +183,11 @@ class JudgedWritingTask(GenerativeBenchmark, BesideTask):
             scores.append(self._missing(kinds))
         return self.with_truncated(TaskResult(scores, written), rows, answers)
 
-    def _prompts(self, backend: Backend, rows: Sequence[Row]) -> list[str]:
+    def _prompts(self, reader: Reader, rows: Sequence[Row]) -> list[str]:
         asked = [row["prompt"] for row in rows]
-        if not self.in_chat(backend):
-            return [backend.prompt(prompt) for prompt in asked]
-        return [self.asked_in_chat(backend, [{"role": "user", "content": prompt}]) for prompt in asked]
+        if not self.in_chat(reader):
+            return [reader.prompt(prompt) for prompt in asked]
+        return [self.asked_in_chat(reader, [{"role": "user", "content": prompt}]) for prompt in asked]
 
     def _plans(
         self, rows: Sequence[Row], texts: Sequence[str], baseline: Sequence[Sample] | None

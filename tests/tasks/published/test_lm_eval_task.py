@@ -21,7 +21,8 @@ from harness.contracts.record import Record, Score
 from harness.errors import WinnowError
 from harness.records.store import RecordStore
 from tasks.published.domains import domain_of
-from tasks.published.lm_eval_task import LmEvalTask, _interval
+from tasks.published.lm_eval_task import LmEvalTask
+from tasks.published.lm_eval_values import interval_of
 from tests.tiny import byte_tokenizer, save_tiny, tiny_model
 
 QUESTIONS = [
@@ -408,9 +409,9 @@ def test_what_is_wrong_is_said_in_one_line(model: Any, backend: HFBackend, folde
 def test_intervals_of_other_metrics() -> None:
     from lm_eval.api import metrics
 
-    assert _interval(metrics.mean, [0.2, 0.4, 0.9], 0) == intervals.bootstrap_mean([0.2, 0.4, 0.9])
-    assert _interval(metrics.perplexity, [-1.0, -2.0], 0) == intervals.bootstrap_perplexity([1.0, 2.0], [1.0, 1.0])
-    low, high = _interval(metrics.median, [1, 2, 3, 4, 5], 0)
+    assert interval_of(metrics.mean, [0.2, 0.4, 0.9], 0) == intervals.bootstrap_mean([0.2, 0.4, 0.9])
+    assert interval_of(metrics.perplexity, [-1.0, -2.0], 0) == intervals.bootstrap_perplexity([1.0, 2.0], [1.0, 1.0])
+    low, high = interval_of(metrics.median, [1, 2, 3, 4, 5], 0)
     assert 1 <= low < 3 < high <= 5
 
 
