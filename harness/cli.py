@@ -22,6 +22,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from harness.apart import warm_up
 from harness.cells.settings import is_folder_name, meanings_text
 from harness.cells.sweep import (
     failures,
@@ -58,6 +59,8 @@ OmegaConf.register_new_resolver("meanings", meanings_text, replace=True)
 @hydra.main(version_base="1.3", config_path="pkg://conf", config_name="config")
 def run(config: DictConfig) -> None:
     """One job of Hydra's: one cell."""
+    if not config.dry_run:
+        warm_up()
     from harness.cells.run import run_cell  # here, so that --help and a misspelt option need no torch
 
     logging.captureWarnings(True)

@@ -26,6 +26,11 @@ def showing(wanted: bool) -> Iterator[None]:
         _shown, tqdm.__init__ = before
 
 
+def shown() -> bool:
+    """Whether bars are shown in this process."""
+    return _shown
+
+
 def bar(label: str, total: int, items: Iterable[Any] | None = None, unit: str = "it") -> Any:
     """A bar of ``total`` steps over ``items`` or by hand, gone when it is done; none at all without a label.
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from harness.cells.cell import Cell
-from harness.cells.evaluate import Clock, Evaluation, evaluate
+from harness.cells.evaluate import Clock, Evaluation, evaluate_apart
 from harness.cells.finished import made_from, say_what_changed
 from harness.cells.settings import baseline_folder
 from harness.checkpoints.sizes import checkpoint_sizes
@@ -105,14 +105,14 @@ def record_of(cell: Cell, description: dict[str, Any], clock: Clock, evaluation:
         engine=evaluation.engine,
         broken=evaluation.broken,
         not_measured=evaluation.not_measured,
-        method_version=cell.method.version,
+        method_version=cell.method_version,
         task_versions=cell.task_versions,
     )
 
 
 def _measured(cell: Cell) -> tuple[Record, list[Sample]]:
     clock = Clock()
-    evaluation = evaluate(cell.config, cell.model, clock)
+    evaluation = evaluate_apart("evaluation of the uncompressed model", cell.config, cell.model, clock)
     stored = checkpoint_sizes(cell.model)
     record = replace(
         record_of(cell, cell.baseline, clock, evaluation),

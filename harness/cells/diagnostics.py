@@ -5,15 +5,18 @@ They need the plan and the original model only, so cells that are finished alrea
 
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig
 
+from harness.apart import apart
 from harness.calibration.tokens import TokenSequence
 from harness.cells.cell import Cell
 from harness.checkpoints.load import load_model
 from harness.contracts.plan import CompressionPlan
+from harness.devices import alone_on
 from harness.files import write_files
 from harness.layers.diagnose import diagnose, sample
 from harness.records.store import RecordStore
@@ -32,21 +35,37 @@ def diagnose_cell(
     root: Path,
 ) -> None:
     """Writes ``diagnostics/CELL.json`` in ``root`` unless it is there; one process at a time works on it."""
-    store, settings, model = RecordStore(root, "diagnostics"), config.diagnostics, config.model
+    store, settings = RecordStore(root, "diagnostics"), config.diagnostics
     with store.claim(cell.id) as ours:
         if not ours:
             log.info("diagnostics of %s are there: skipped", cell.id)
             return
-        found = diagnose(
+        found = apart(
+            f"layer diagnostics ({cell.id})",
+            _diagnosed,
             cell.model,
             plan(),
             sample(sequences(), settings.tokens),
             root / "cells" / cell.id / "diagnosed",
-            lambda folder: load_model(folder, model.dtype, model.device),
-            align_channels,
-            settings.pairs,
-            config.calibration.batch_size,
+            cell.config,
         )
         told = {"version": DIAGNOSTICS_VERSION, "cell": cell.id, "corpus": config.calibration.name, **found}
         write_files({store.path(cell.id): json.dumps(told, indent=1).encode()})
         log.info("diagnostics: %s", store.path(cell.id))
+
+
+def _diagnosed(
+    model: Path, plan: CompressionPlan, sequences: Sequence[TokenSequence], scratch: Path, config: Mapping[str, Any]
+) -> dict[str, Any]:
+    dtype, device = config["model"]["dtype"], config["model"]["device"]
+    with alone_on(device):
+        return diagnose(
+            model,
+            plan,
+            sequences,
+            scratch,
+            lambda folder: load_model(folder, dtype, device),
+            align_channels,
+            config["diagnostics"]["pairs"],
+            config["calibration"]["batch_size"],
+        )

@@ -8,8 +8,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from harness.apart import apart
+from harness.backends.counter import counter_of
 from harness.cells.cell import tasks_of
 from harness.cells.check import make
+from harness.cells.needs import longest_request
 from harness.contracts.backend import Backend
 from harness.contracts.record import Sample, Score
 from harness.contracts.task import BesideTask, ModelTask, SamplesTask, Task, TaskResult, TwoModelsTask
@@ -86,6 +89,7 @@ def evaluate(
             with clock.stage(f"compare_{name}"), done.noting_broken(name):
                 done.add(task, task.compare(seen, backend))
 
+    config = _with_room(config, checkpoint, tasks, clock)
     with clock.stage("load"):
         backend = _open(config, checkpoint)
     with closing(backend):
@@ -119,6 +123,45 @@ def evaluate(
         with closing(backend):
             compare(backend)
     return done
+
+
+def evaluate_apart(
+    what: str,
+    config: dict[str, Any],
+    checkpoint: Path,
+    clock: Clock,
+    baseline: Sequence[Sample] | None = None,
+    uncompressed: Path | None = None,
+    unopened: str = "",
+) -> Evaluation:
+    """``evaluate`` in a process of its own; ``what`` names it where that is killed."""
+    if not config["suite"]["tasks"]:
+        return Evaluation()
+    done, seconds = apart(what, _evaluate_and_time, config, checkpoint, baseline, uncompressed, unopened)
+    clock.seconds |= seconds
+    return done
+
+
+def _evaluate_and_time(
+    config: dict[str, Any],
+    checkpoint: Path,
+    baseline: Sequence[Sample] | None,
+    uncompressed: Path | None,
+    unopened: str,
+) -> tuple[Evaluation, dict[str, float]]:
+    clock = Clock()
+    return evaluate(config, checkpoint, clock, baseline, uncompressed, unopened), clock.seconds
+
+
+def _with_room(config: dict[str, Any], checkpoint: Path, tasks: dict[str, Task], clock: Clock) -> dict[str, Any]:
+    """The configuration with ``longest`` for a backend that reserves memory by it (transformers does not), unless a
+    length was asked for. It is the same for both models of a cell, whose tokenizer is one."""
+    backend = config["backend"]
+    if backend["name"] != "vllm" or backend["open"].get("max_length"):
+        return config
+    with clock.stage("lengths"):
+        longest = longest_request(tasks, counter_of(checkpoint))
+    return config | {"backend": backend | {"open": backend["open"] | {"longest": longest}}}
 
 
 def _open(config: dict[str, Any], checkpoint: Path) -> Backend:

@@ -277,7 +277,11 @@ class Settings(_Checked, total=False):
         "output_dir; unless evaluate, that model is never opened",
     ]
     output_dir: Annotated[Any, AfterValidator(_path), "where records and all else go"]
-    keep_checkpoint: Annotated[bool, "false: of a cell only plan, saliency and record stay"]
+    keep_checkpoint: Annotated[
+        Switch,
+        "false: of a cell only plan, saliency and record stay; auto: the checkpoint goes when its cell is scored if "
+        "the disk would not hold those of the sweep",
+    ]
     strict_versions: Annotated[
         bool,
         "true: versions of Python, torch, transformers and vLLM are part of what a cell is, not only recorded",

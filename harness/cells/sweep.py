@@ -158,6 +158,15 @@ def job_count(sweep: Path) -> int:
     return int(json.loads((sweep / SWEEP_FILE).read_text())["jobs"])
 
 
+def cells_left() -> int:
+    """How many jobs of the sweep that launched this one are still to come, or at work; 0 outside of a sweep."""
+    if not os.environ.get(_FOLDER):
+        return 0
+    sweep = this_sweep()
+    done = sum(1 for kind in (FAILURES, FINISHED) for _ in (sweep / kind).glob("*.txt"))
+    return max(0, job_count(sweep) - done - 1)
+
+
 def note_failure(sweep: Path, job: int, overrides: str, message: str) -> None:
     write_files({sweep / FAILURES / f"{job:05d}.txt": f"{overrides}: {message}\n".encode()})
 

@@ -15,6 +15,7 @@ from harness.cells import run as experiment
 from harness.cells import sweep
 from harness.checkpoints import writer as checkpoint_writer
 from reports.numbers.load import load_panels
+from tests.in_process import everything_here
 from tests.tiny import save_tiny
 
 TEXTS = [
@@ -168,7 +169,7 @@ def test_an_interrupted_cell_is_redone(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(experiment, "evaluate", interrupt)
+        patched.setattr(experiment, "evaluate_apart", interrupt)
         assert winnow(monkeypatch, *local(model, corpus, out)) == 130
     assert "goes on where it stopped" in capsys.readouterr().err
     assert not list((out / "records").glob("*.json"))
@@ -269,6 +270,7 @@ def test_a_full_disk_leaves_no_half_written_checkpoint(
         raise OSError(28, "No space left on device")
 
     out = tmp_path / "out"
+    everything_here(monkeypatch)
     monkeypatch.setattr(checkpoint_writer, "save_file", full)
     assert winnow(monkeypatch, *local(model, corpus, out)) == 2
     assert "no space" in capfd.readouterr().err.lower()

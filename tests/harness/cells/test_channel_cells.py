@@ -92,7 +92,7 @@ REFUSED = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_cannot_work_is_refused_before_the_calibration_pass(name, tmp_path, monkeypatch, capsys):
     family, more, message = REFUSED[name]
-    monkeypatch.setattr(experiment, "calibrate", None)  # would fail if it were called
+    monkeypatch.setattr(experiment, "compress", None)  # would fail if it were called
     assert winnow(monkeypatch, tmp_path, family, "ratio=0.5", *more) == 2
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("winnow:")]
     assert len(lines) == 1 and message in lines[0]

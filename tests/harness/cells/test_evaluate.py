@@ -18,6 +18,7 @@ from harness.errors import WinnowError
 from tests.tasks.scripted import ScriptedBackend
 
 CONF = Path(__file__).parents[3] / "conf"
+HF = {"name": "hf", "open": {}}
 HERE = "tests.harness.cells.test_evaluate"
 
 
@@ -51,12 +52,12 @@ def opened(monkeypatch) -> list[Opened]:
 def suite(*overrides: str) -> dict[str, Any]:
     with initialize_config_module("conf", version_base="1.3"):
         config: DictConfig = compose("config", ["suite=reference", "suite.items=2", *overrides])
-    return {"suite": OmegaConf.to_container(config.suite, resolve=True)}
+    return {"suite": OmegaConf.to_container(config.suite, resolve=True), "backend": HF}
 
 
 def own_suite(*classes: type) -> dict[str, Any]:
     tasks = {one.__name__: {"_target_": f"{HERE}.{one.__name__}", "name": one.__name__} for one in classes}
-    return {"suite": {"name": "own", "tasks": tasks}}
+    return {"suite": {"name": "own", "tasks": tasks}, "backend": HF}
 
 
 def run(config: dict[str, Any], **more: Any) -> Evaluation:

@@ -10,6 +10,7 @@ from hydra import compose, initialize_config_dir
 from harness import cli
 from harness.calibration.calibrate import calibrate
 from harness.calibration.tokens import tokenize
+from harness.cells import compress as compressing
 from harness.cells import run as experiment
 from harness.cells.cell import Cell, prepare
 from harness.checkpoints.apply_plan import apply_plan
@@ -18,6 +19,7 @@ from harness.checkpoints.tokenizer import load_tokenizer
 from harness.contracts.plan import CompressionPlan, prune
 from harness.data.rows import Document
 from methods.prune_experts import ExpertPruning
+from tests.in_process import everything_here
 from tests.tiny import save_tiny
 
 TEXTS = 3 * ["def add(a, b):\n    return a + b\nTom has 3 apples and buys 4 more."]
@@ -98,7 +100,8 @@ def test_each_round_sees_what_the_last_one_left_and_a_stopped_cell_goes_on(tmp_p
     load_model(out / "checkpoint")
 
     path.unlink()
-    monkeypatch.setattr(experiment, "load_model", lambda *_: pytest.fail("another pass"))
+    everything_here(monkeypatch)
+    monkeypatch.setattr(compressing, "load_model", lambda *_: pytest.fail("another pass"))
     assert winnow(monkeypatch, tmp_path, *in_rounds) == 0
     assert CompressionPlan.load(out / "plan.json") == plan and path.exists()
 

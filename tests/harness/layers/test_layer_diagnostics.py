@@ -32,6 +32,7 @@ from tests.harness.checkpoints.compressed import (
     narrowed,
     pruned,
 )
+from tests.in_process import everything_here
 from tests.tiny import ALL_FAMILIES, save_tiny
 
 DOCUMENTS = [np.random.default_rng(i).integers(0, 256, size=size).tolist() for i, size in enumerate((20, 11, 17))]
@@ -219,6 +220,7 @@ def test_a_cell_gets_its_diagnostics_whether_it_is_finished_or_not(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     ran = []
+    everything_here(monkeypatch)
     monkeypatch.setattr(diagnostics, "diagnose", lambda *args: ran.append(args[0]) or diagnose(*args))
     out, merging = tmp_path / "out", ("method=hc_smoe", "diagnostics.tokens=60")
     assert winnow(monkeypatch, tmp_path, "method=hc_smoe") == 0

@@ -1,0 +1,167 @@
+"""The first half of a cell: calibrate, decide, apply, and what is done to the checkpoint besides.
+
+``compress`` runs in a process of its own (``harness.apart``): where it has ended, nothing of the calibrating model is
+left in the memory of a device when the compressed one is loaded.
+"""
+
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from harness.calibration.calibrate import calibrate
+from harness.calibration.collected import Collected
+from harness.calibration.gate_ratios import gate_ratio_counts
+from harness.cells.cell import Cell
+from harness.cells.evaluate import Clock
+from harness.checkpoints.apply_plan import apply_plan
+from harness.checkpoints.config import read_config
+from harness.checkpoints.experts import expert_weights_reader, router_rows_reader
+from harness.checkpoints.load import load_model
+from harness.checkpoints.quantize import quantize_checkpoint
+from harness.checkpoints.skipping import Threshold, write_thresholds
+from harness.contracts.method import Decision
+from harness.contracts.plan import CompressionPlan
+from harness.contracts.statistics import Statistics
+from harness.devices import alone_on
+from harness.families.table import family_of
+from harness.files import write_files
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """``applied``: sizes, as ``apply_plan`` tells them; ``usage``: of the experts by the calibration text."""
+
+    decision: Decision
+    usage: dict[str, dict[str, list[int]]]
+    applied: dict[str, Any]
+    thresholds: dict[int, Threshold]
+    seconds: dict[str, float]
+
+
+def compress(cell: Cell, folder: Path, root: Path) -> Compressed:
+    """Leaves plan, saliency and checkpoint of the cell in ``folder``; statistics are shared in ``root``.
+
+    Raises WinnowError for what does not fit together or does not fit on the disk.
+    """
+    clock, checkpoint = Clock(), folder / "checkpoint"
+    decision, collected = decide(cell, folder / "rounds", root, clock)
+    write_files(_decision_files(decision, cell.method.name, folder))
+    with clock.stage("apply"):
+        applied = apply_plan(cell.model, decision.plan, checkpoint, cell.config["layout"], lower_top_k=cell.lower_top_k)
+    thresholds: dict[int, Threshold] = {}
+    if cell.skip is not None:
+        with clock.stage("skip"):
+            thresholds = _skip_experts(cell, checkpoint)
+    if cell.quantization is not None:
+        with clock.stage("quantize"):
+            applied |= quantize_checkpoint(checkpoint, checkpoint, cell.quantization)
+    return Compressed(decision, {} if collected is None else collected.usage, applied, thresholds, clock.seconds)
+
+
+def decide(cell: Cell, so_far: Path, root: Path, clock: Clock) -> tuple[Decision, Collected | None]:
+    """The decision of all rounds together, and what the pass over the intact model collected.
+
+    ``so_far`` holds what the rounds before have left while a round looks at it.
+    """
+    try:
+        with alone_on(cell.config["model"]["device"]):
+            return _rounds(cell, so_far, root, clock)
+    finally:
+        shutil.rmtree(so_far, ignore_errors=True)
+
+
+def plan_again(cell: Cell, so_far: Path, root: Path) -> CompressionPlan:
+    """The plan of a cell that did not keep it."""
+    return decide(cell, so_far, root, Clock())[0].plan
+
+
+def _rounds(cell: Cell, so_far: Path, root: Path, clock: Clock) -> tuple[Decision, Collected | None]:
+    decision: Decision | None = None
+    intact, model, fingerprint, wanted = None, cell.model, cell.contents["model"], cell.statistics
+    for number, ratio in enumerate(cell.rounds, start=1):
+        if decision is not None:
+            log.info("round %d of %d: calibrating what the rounds before have left", number, len(cell.rounds))
+            with clock.stage("apply"):
+                apply_plan(cell.model, decision.plan, so_far, lower_top_k=cell.lower_top_k)
+            # The plan tells what the rounds have left, without a hash of all files.
+            plan = hashlib.sha256(json.dumps(decision.plan.to_json()).encode()).hexdigest()
+            model, fingerprint, wanted = so_far, f"{cell.contents['model']} plan:{plan}", cell.method.requires
+        with clock.stage("calibration"):
+            statistics, collected = _statistics(cell, model, fingerprint, wanted, root)
+        intact = intact or collected
+        with clock.stage("plan"):
+            limited = replace(statistics, top_k=cell.shape.top_k)
+            found = cell.method.decide(limited, ratio, cell.config["seed"])
+            decision = cell.schedule.joined(decision, found)
+    assert decision is not None  # a schedule has at least one round
+    return decision, intact
+
+
+def _statistics(
+    cell: Cell, model: Path, fingerprint: str, wanted: frozenset[str], root: Path
+) -> tuple[Statistics, Collected | None]:
+    """The statistics of the checkpoint ``model``, and how they came about."""
+    if not cell.method.requires:
+        model_config = read_config(model)
+        family = family_of(model_config)
+        empty = Statistics(
+            num_experts=family.num_experts(model_config),
+            top_k=family.top_k(model_config),
+            tokens=0,
+            layers={layer: {} for layer in family.moe_layers(model_config)},
+            n_group=family.router_groups(model_config),
+            expert_weights=expert_weights_reader(model, family),
+            router_rows=router_rows_reader(model, family),
+        )
+        return empty, None
+    return calibrate(
+        model,
+        _loader(cell, model),
+        cell.sequences,
+        wanted,
+        root / "calibration",
+        batch_size=cell.config["calibration"]["batch_size"],
+        dtype=cell.config["model"]["dtype"],
+        corpus=cell.config["calibration"]["name"],
+        fingerprint=fingerprint,
+    )
+
+
+def _loader(cell: Cell, model: Path) -> Callable[[], Any]:
+    return lambda: load_model(model, cell.config["model"]["dtype"], cell.config["model"]["device"])
+
+
+def _skip_experts(cell: Cell, checkpoint: Path) -> dict[int, Threshold]:
+    """Set each layer's threshold by the gate values of the compressed model, in whose config.json it is written."""
+    assert cell.skip is not None
+    settings, config = cell.config["calibration"], read_config(checkpoint)
+    family = family_of(config)
+    with alone_on(cell.config["model"]["device"]):
+        counts = gate_ratio_counts(
+            _loader(cell, checkpoint)(), cell.sequences, family, settings["batch_size"], corpus=settings["name"]
+        )
+    thresholds = {layer: cell.skip.threshold(bins, family.top_k(config)) for layer, bins in counts.items()}
+    write_thresholds(checkpoint, thresholds)
+    return thresholds
+
+
+def _decision_files(decision: Decision, method: str, folder: Path) -> dict[Path, bytes]:
+    """plan.json and saliency.json: why each expert was kept, or into which group it went."""
+    why: dict[str, Any] = {"method": method}
+    if decision.saliency is not None:
+        why["layers"] = {str(layer): [float(v) for v in values] for layer, values in decision.saliency.items()}
+        if decision.largest_goes:
+            why["largest_goes"] = True
+    if decision.groups is not None:
+        why["groups"] = {str(layer): list(labels) for layer, labels in decision.groups.items()}
+    return {
+        folder / "plan.json": json.dumps(decision.plan.to_json()).encode(),
+        folder / "saliency.json": json.dumps(why).encode(),
+    }
