@@ -35,7 +35,7 @@ class OutputMean:
         for expert in range(len(self.sums)):
             only = slice(expert, expert + 1)
             for chunk in event.real.split(_CHUNK):
-                end = torch.tensor([len(chunk)], dtype=torch.int32, device=chunk.device)
+                end = torch.full((1,), len(chunk), dtype=torch.int32, device=chunk.device)
                 gate_up = self.experts.gate_up(chunk, end, slice(None), only)
                 self.sums[expert] += self.experts.activations(gate_up).sum(0, dtype=torch.float64)
 
