@@ -61,7 +61,7 @@ def run(config: DictConfig) -> None:
     """One job of Hydra's: one cell."""
     if not config.dry_run:
         warm_up()
-    from harness.cells.run import run_cell  # here, so that --help and a misspelt option need no torch
+    from harness.cells.run import run_cell, run_shard  # here, so that --help and a misspelt option need no torch
 
     logging.captureWarnings(True)
     job = HydraConfig.get()
@@ -73,17 +73,23 @@ def run(config: DictConfig) -> None:
         except Exception as error:
             fail(error)
         return
+    of_part = config.calibration.get("shard") is not None
     if job.mode == RunMode.RUN:
         explicit = any(override.startswith("output_dir=") for override in job.overrides.task)
         try:
-            show_record(run_cell(config, publish=explicit), Path(config.output_dir))
+            if of_part:
+                show_part(run_shard(config))
+            else:
+                show_record(run_cell(config, publish=explicit), Path(config.output_dir))
         except Exception as error:
             fail(error)  # here, because Hydra would print a line of its own first
         return
     log.info("[%d/%d] %s", int(job.job.num) + 1, job_count(this_sweep()), job.job.override_dirname)
     try:
-        stored = show_record(run_cell(config, also=statistics_of_sweep()), Path(config.output_dir))
-        note_finished(this_sweep(), int(job.job.num), job.job.override_dirname, stored)
+        also, root = statistics_of_sweep(), Path(config.output_dir)
+        stored = show_part(run_shard(config, also)) if of_part else show_record(run_cell(config, also), root)
+        if stored is not None:
+            note_finished(this_sweep(), int(job.job.num), job.job.override_dirname, stored)
     except Exception as error:
         # One broken cell must not end a night's sweep; `main` lists the failures and fails at the end.
         line = explain(error)
@@ -92,6 +98,12 @@ def run(config: DictConfig) -> None:
             line = f"{type(error).__name__}: {error}"
         log.error("cell failed: %s", line)
         note_failure(this_sweep(), int(job.job.num), job.job.override_dirname, line)
+
+
+def show_part(file: Path | None) -> Path | None:
+    """Print where the partial statistics are."""
+    print(f"partial statistics: {file or 'none, since the corpus has too few batches'}", flush=True)
+    return file
 
 
 def show_record(record: Record, root: Path) -> Path:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from harness.calibration.calibrate import calibrate
+from harness.calibration.calibrate import calibrate, calibrate_shard
 from harness.calibration.collected import Collected
 from harness.calibration.gate_ratios import gate_ratio_counts
 from harness.cells.cell import Cell
@@ -77,6 +77,23 @@ def decide(cell: Cell, so_far: Path, root: Path, clock: Clock) -> tuple[Decision
         shutil.rmtree(so_far, ignore_errors=True)
 
 
+def calibrate_part(cell: Cell, root: Path) -> Path | None:
+    """The file of ``calibration.shard``; None where the corpus has too few batches to leave anything for it."""
+    settings = cell.config["calibration"]
+    with alone_on(cell.config["model"]["device"]):
+        return calibrate_shard(
+            cell.model,
+            _loader(cell, cell.model),
+            cell.sequences,
+            cell.statistics,
+            root / "calibration",
+            settings["shard"],
+            settings["shards"],
+            fingerprint=cell.contents["model"],
+            **_of_pass(cell),
+        )
+
+
 def plan_again(cell: Cell, so_far: Path, root: Path) -> CompressionPlan:
     """The plan of a cell that did not keep it."""
     return decide(cell, so_far, root, Clock())[0].plan
@@ -127,11 +144,15 @@ def _statistics(
         cell.sequences,
         wanted,
         root / "calibration",
-        batch_size=cell.config["calibration"]["batch_size"],
-        dtype=cell.config["model"]["dtype"],
-        corpus=cell.config["calibration"]["name"],
         fingerprint=fingerprint,
+        shards=cell.config["calibration"]["shards"] if model == cell.model else None,
+        **_of_pass(cell),
     )
+
+
+def _of_pass(cell: Cell) -> dict[str, Any]:
+    settings = cell.config["calibration"]
+    return {"batch_size": settings["batch_size"], "dtype": cell.config["model"]["dtype"], "corpus": settings["name"]}
 
 
 def _loader(cell: Cell, model: Path) -> Callable[[], Any]:

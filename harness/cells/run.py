@@ -12,11 +12,12 @@ from omegaconf import DictConfig
 
 from harness import progress
 from harness.apart import apart
+from harness.calibration.shards import check_shard
 from harness.calibration.tokens import TokenSequence
 from harness.cells.baseline import baseline_record, beside, lacking, record_of
 from harness.cells.cell import Cell, corpus_of, prepare
 from harness.cells.check import make
-from harness.cells.compress import compress, plan_again
+from harness.cells.compress import calibrate_part, compress, plan_again
 from harness.cells.diagnostics import diagnose_cell
 from harness.cells.evaluate import Clock, evaluate_apart
 from harness.cells.finished import made_from, say_what_changed
@@ -58,6 +59,19 @@ def run_cell(config: DictConfig, also: frozenset[str] = frozenset(), publish: bo
         if publish:
             publish_files(folder, root, cell.id)
         return record
+
+
+def run_shard(config: DictConfig, also: frozenset[str] = frozenset()) -> Path | None:
+    """The statistics of one part of the calibration corpus (``calibration.shard`` of ``calibration.shards``) and nothing
+    else; returns their file, None where there is nothing left for this part. Raises WinnowError."""
+    with progress.showing(config.progress):
+        shard, shards = config.calibration.shard, config.calibration.shards
+        check_shard(shard, shards)
+        cell = prepare(config, also)
+        if not cell.statistics:
+            raise WinnowError(f"method={cell.method.name} reads no statistics: calibration.shard is for those that do")
+        what = f"calibration, shard {shard} of {shards}"
+        return apart(what, calibrate_part, cell, Path(config.output_dir))
 
 
 def _finished(cell: Cell, root: Path, folder: Path, tracker: Tracker | None) -> Record:
