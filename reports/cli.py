@@ -13,6 +13,7 @@ from reports.figures import drift as drift_figures
 from reports.figures import scores as figures
 from reports.figures.reliability import NOTE as RELIABILITY_NOTE
 from reports.figures.reliability import reliability_diagram
+from reports.numbers.baselines import absent, elsewhere
 from reports.numbers.broken import failed_cells
 from reports.numbers.contrasts import Comparer
 from reports.numbers.load import NO_CORPUS, Panel, load_sound
@@ -57,10 +58,13 @@ baseline are paired item by item where the .parquet files lie beside the records
 _MIGRATION = """Brings the records in FOLDER to today's form and ids: no number changes, and the id that a cell had
 stays in its record as `was`. Samples, plans and diagnostics are renamed with their record. It can be stopped and
 started again."""
+_STAR = "; a star is the uncompressed model"
 _BY_SIZE = (
-    "The same scores over the bytes of the weight files, on a logarithmic axis; a star is the uncompressed model. "
+    f"The same scores over the bytes of the weight files, on a logarithmic axis{_STAR}. "
     "Methods are set apart by up to 3 % of the size, so that intervals do not hide each other."
 )
+_MULTIPLES = " and perplexity as a multiple of the baseline's"
+_NO_MULTIPLES = ", without perplexity, which is shown as a multiple of the baseline's, of which there is no record"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -136,7 +140,7 @@ def write_report(folder: Path, out: Path) -> Path:
             by_size = figures.score_against_bytes(results, corpus)
             text += _figure(contents, out, f"{prefix}score_against_bytes_{corpus}", by_size)
             if by_size is not None:
-                text += [_BY_SIZE, ""]
+                text += [_BY_SIZE if results.panel.baseline is not None else _BY_SIZE.replace(_STAR, ""), ""]
             text += _tables([domain_table(results, corpus, comparer)])
             text += _tables([generation_table(results, corpus), drift_table(results, corpus)])
             by_position = drift_figures.drift_by_position(results, corpus)
@@ -175,8 +179,9 @@ def _opening(panels: Sequence[Panel], failed: Sequence[str], damaged: Sequence[s
     names = "; ".join(dict.fromkeys(_panel_name(panel) for panel in panels))
     plural = "" if baselines == 1 else "s"
     text = f"Computed from the records of {cells} cells and {baselines} uncompressed baseline{plural}: {names}."
-    if baselines < len(panels):
-        text += " Where there is no baseline, no differences are shown."
+    for panel in panels:
+        told = absent(panel) or elsewhere(panel)
+        text += f" {_panel_name(panel)}: {told}" if told and len(panels) > 1 else f" {told}" if told else ""
     if failed:
         text += f" {len(failed)} cells of the last sweep failed and have no record: {'; '.join(failed)}."
     if damaged:
@@ -217,10 +222,11 @@ def _corpora_section(contents: dict[Path, bytes], out: Path, prefix: str, result
         lines += _figure(contents, out, f"{prefix}corpus_by_domain_{method}", drawn)
     if not lines:
         return []
+    alone = results.panel.baseline is None
     note = (
         "One figure a method: the calibration corpus down, the evaluation domain across, a row of blocks a "
-        "ratio; scores in percent (multiple choice for knowledge) and perplexity as a multiple of the "
-        "baseline's; values and samples as in the tables."
+        f"ratio; scores in percent (multiple choice for knowledge){_NO_MULTIPLES if alone else _MULTIPLES}; values and "
+        "samples as in the tables."
     )
     return ["## Calibration corpus and evaluation domain", "", *lines, note, ""]
 

@@ -48,7 +48,7 @@ from reports.tables.comparisons import effect_text, reverse, size_text
 from reports.tables.formats import format_value
 
 HOLDS, FAILS, UNDECIDED, NOT_TESTED = "holds", "does not hold", "undecided", "not tested"
-NOT_RUN, BROKEN = "not run", "broken"
+NOT_RUN, BROKEN, NOT_MEASURED = "not run", "broken", "not measured"
 
 
 @dataclass(frozen=True)
@@ -129,12 +129,16 @@ class View:
         broken = [fault for record in row.records for task in tasks for fault in faults(record, task)]
         if broken:
             return f"{BROKEN} ({'; '.join(broken)})"
+        left_out = [why for record in row.records for task, why in record.not_measured.items() if task in tasks]
+        if left_out:
+            return f"{NOT_MEASURED} ({'; '.join(dict.fromkeys(left_out))})"
         if tasks == [LAYERS]:
             return f"was run without diagnostics=layers, which measures {measure.label}"
         told = (s.task for record in self.panel.records() for s in record.scores)
         if not {*tasks} & {*told}:
             return f"suite={self.panel.suite} does not measure {measure.label}"
-        return f"lacks a score of the baseline's: {measure.label} is not formed over fewer tasks"
+        of = "of other cells'" if self.panel.baseline is None else "of the baseline's"
+        return f"lacks a score {of}: {measure.label} is not formed over fewer tasks"
 
     def compare(self, contrast: Contrast) -> Comparison | None:
         terms = [(weight, self.measure(name), self.row(cell)) for weight, name, cell in contrast.terms]

@@ -17,6 +17,7 @@ from reports.claims.evaluate import (
     BROKEN,
     FAILS,
     HOLDS,
+    NOT_MEASURED,
     NOT_RUN,
     NOT_TESTED,
     UNDECIDED,
@@ -26,6 +27,7 @@ from reports.claims.evaluate import (
 )
 from reports.claims.list import CLAIMS, MEASURES
 from reports.claims.selection import commands
+from reports.numbers.baselines import absent, elsewhere
 from reports.numbers.broken import failed_cells, faults
 from reports.numbers.detail_samples import with_detail_samples
 from reports.numbers.layer_samples import with_layer_samples
@@ -92,7 +94,7 @@ def write_claims(folder: Path, out: Path) -> str:
         files[page] = with_claims(page.read_text(encoding="utf-8"), contents["json"])
     write_files({path: text.encode() for path, text in files.items()})
     lines = [line for finding in findings for line in _plain(finding, folder, several)]
-    left_out = [f"left out: {line}" for line in damaged]
+    left_out = [*_of_baselines(panels), *(f"left out: {line}" for line in damaged)]
     return "\n".join([*lines, "", *left_out, _tally(findings), f"written to {out}.md, .csv and .json"])
 
 
@@ -117,8 +119,14 @@ def _commands(finding: Finding, folder: Path) -> list[str]:
         # Another suite has records of its own: all cells of the claim have to be run in it.
         return commands(claim.cells(), panel, claim.suite, folder, claim.also)
     # A cell that has its record is not run again, unless for what another setting adds to it.
-    cells = [one.cell for one in finding.missing if one.why == NOT_RUN or claim.also and BROKEN not in one.why]
+    lacking = [one for one in finding.missing if one.why == NOT_RUN or one.why.startswith(NOT_MEASURED)]
+    cells = [one.cell for one in finding.missing if one in lacking or claim.also and BROKEN not in one.why]
     return commands(list(dict.fromkeys(cells)), panel, "", folder, claim.also)
+
+
+def _of_baselines(panels: Sequence[Panel]) -> list[str]:
+    """A sentence for each panel whose uncompressed model has no record, or one from elsewhere."""
+    return [f"{_panel_name(panel)}: {told}" for panel in panels if (told := absent(panel) or elsewhere(panel))]
 
 
 def _panel_name(panel: Panel) -> str:
@@ -141,6 +149,7 @@ def _markdown(findings: Sequence[Finding], panels: Sequence[Panel], folder: Path
     names = dict.fromkeys(in_markdown(_panel_name(panel)) for panel in panels)
     lines = [f"# Claims, tested on {in_markdown(folder.resolve().name)}", "", *names, ""]
     lines += [_tally(findings) + ".", ""]
+    lines += [text for told in _of_baselines(panels) for text in (in_markdown(told), "")]
     lines += _section("Left out", [f"- {in_markdown(line)}" for line in damaged])
     lines += [to_markdown(Table("Claims", ["claim", "verdict", "p", "what was seen"], body, rules))]
     lines += _section("Missing cells", [line for f in findings for line in _lacking(f, folder)])

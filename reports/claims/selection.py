@@ -86,13 +86,15 @@ def _method_defaults(name: str) -> dict[str, Any]:
 def commands(cells: Sequence[Cell], panel: Panel, suite: str, folder: Path, also: Sequence[str] = ()) -> list[str]:
     """Commands that run the cells for the model of a panel, cells that differ in their method alone together.
 
-    The uncompressed model has no command: it is evaluated with any cell of its suite.
+    The uncompressed model has a command where there is nothing else to run: it is evaluated with any cell of its suite.
     """
     together: dict[Cell, list[str]] = {}
     for cell in cells:
         if cell.method == BASELINE_METHOD and not cell.settings:
             continue
         together.setdefault(Cell("", cell.ratio, cell.calibration, cell.settings), []).append(cell.method)
+    if cells and not together:
+        together[Cell("", 0.0, cells[0].calibration)] = [BASELINE_METHOD]
     return [
         " ".join([*_command(methods, cell, panel, suite or panel.suite), *also, f"output_dir={folder}"])
         for cell, methods in together.items()

@@ -28,6 +28,7 @@ _SILENT = (
     "hydra",
     *STAGES,  # the cell tells each in a word
     "diagnostics",  # what is measured besides
+    "baseline",  # tables say whether there is one
     "progress",
     "seed",
     "ratio",

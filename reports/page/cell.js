@@ -6,6 +6,7 @@ function cellView(cell) {
     h("h2", {}, name(cell)),
     h("p", { class: "note" }, `${cell.ids.join(", ")} (model ${panel.model}, suite ${panel.suite}, backend ${panel.backend}${cell.ids.length > 1 ? `; means over ${cell.ids.length} seeds, texts and plan of the first` : ""})`),
     ...cell.faults.map((fault) => h("p", { class: "bad" }, `broken: ${fault}`)),
+    ...cell.notes.map((told) => h("p", { class: "note" }, told)),
     h("div", { class: "row" }, scoreTable(cell, base), h("div", {}, sizeTable(cell), timingTable(cell))),
     ...neighbours(cell), ...answersView(cell, base), ...planView(cell), ...layerView(cell), ...usageView(cell), ...curveView(cell, base), ...textView(cell, base), ...settings(cell),
   ].filter(Boolean);
@@ -145,13 +146,13 @@ function verdict(score) {
 }
 
 function textView(cell, base) {
-  const title = h("h3", {}, "Texts beside the baseline's"), items = data.items[cell.panel];
+  const title = h("h3", {}, base ? "Texts beside the baseline's" : "Texts"), items = data.items[cell.panel];
   if (!cell.texts.length) return [title, h("p", { class: "note" }, "The texts of this cell were not stored: its samples hold scores alone, or its .parquet file does not lie beside its record.")];
   const compared = base && base !== cell && base.texts.length;
   const groups = [...new Set(items.map((item) => `${item.task} ${item.domain}`))];
   const shownItems = (group) => items.flatMap((item, i) => (`${item.task} ${item.domain}` === group && cell.texts[i] ? [i] : []));
   return [title,
-    h("p", { class: "note" }, `The items with the longest texts, the same for every cell, at most ${data.text_length.toLocaleString("en")} letters of each. The mark is where the two texts part.`),
+    h("p", { class: "note" }, `The items with the longest texts, the same for every cell, at most ${data.text_length.toLocaleString("en")} letters of each.${base ? " The mark is where the two texts part." : ""}`),
     base && base !== cell && !compared ? h("p", { class: "note" }, "The uncompressed model's texts were not stored, so there is nothing to compare with.") : null,
     ...groups.map((group, place) => h("details", { open: place === 0 }, h("summary", {}, [...new Set(group.trim().split(" "))].join(", ")), shownItems(group).map((i) => {
       const [text, score, cut] = cell.texts[i], of = compared && base.texts[i] ? base.texts[i] : null;

@@ -19,6 +19,7 @@ from harness.records.store import RecordStore
 from reports.figures.drift import PANELS, curve
 from reports.figures.palette import looks
 from reports.figures.reliability import reliability
+from reports.numbers.baselines import absent, elsewhere, unmeasured
 from reports.numbers.broken import faults
 from reports.numbers.load import NO_CORPUS, Panel, Row
 from reports.numbers.measures import (
@@ -42,6 +43,7 @@ NOTE = (
     "the seeds of one setting. The filter of a corpus keeps methods that need no calibration. How each score was "
     "computed is said under the tables of report.md, which tests the differences as well."
 )
+NOTE_ALONE = NOTE.replace("Scores and differences from the uncompressed model, which is grey, with", "Scores with")
 
 
 class Pool:
@@ -88,7 +90,7 @@ def page_data(folder: Path, all_results: Sequence[Results], opening: str) -> dic
         "looks": looks(methods),
         "curves": [{"metric": metric, "title": title} for metric, _, title in PANELS],
         "text_length": TEXT_LENGTH,
-        "note": NOTE,
+        "note": NOTE if any(r.panel.baseline is not None for r in all_results) else NOTE_ALONE,
         "published": _published(all_results),
     }
 
@@ -171,6 +173,7 @@ def _cell(folder: Path, results: Results, row: Row, chosen: Sequence[Mapping[str
         "corpus": "" if row.calibration == NO_CORPUS else row.calibration,
         "storage": str(record.cell.get("quantize") or ""),
         "faults": [fault for one in row.records for fault in faults(one)],
+        "notes": _notes(results, row),
         "scores": {
             measure.name: _shown(measure, result.estimate, result.difference)
             for measure in results.measures
@@ -194,6 +197,12 @@ def _cell(folder: Path, results: Results, row: Row, chosen: Sequence[Mapping[str
         ],
         "texts": _texts(folder, record, chosen),
     }
+
+
+def _notes(results: Results, row: Row) -> list[str]:
+    """What was not measured, and that there is no baseline, or where it was evaluated."""
+    told = [f"not measured: {what}" for what in unmeasured([row])]
+    return [*told, *filter(None, [absent(results.panel), elsewhere(results.panel)])]
 
 
 def _published(all_results: Sequence[Results]) -> dict[str, Any] | None:

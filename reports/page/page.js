@@ -63,7 +63,7 @@ function drawFilters() {
   $("filters").append(
     h("label", {}, "search", search),
     h("label", {}, "columns", options(columns, groups)),
-    h("label", {}, "show", options(values, ["scores", "differences"], ["scores", "differences from the baseline"])));
+    h("label", {}, "show", options(values, ...(baselines.size ? [["scores", "differences"], ["scores", "differences from the baseline"]] : [["scores"]]))));
   $("filters").addEventListener("submit", (e) => e.preventDefault());
 }
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from harness.contracts.record import Record
+from reports.numbers.baselines import absent
 from reports.numbers.best import BOLD_NOTE
 from reports.numbers.load import NO_CORPUS, Row
 from reports.numbers.measures import (
@@ -80,6 +81,7 @@ def shift_table(results: Results) -> Table | None:
     body = [_line(row, [*domains, ECE]) for row in (*baseline, *shown)]
     header = ["method", "corpus", "ratio", *(m.label for m in domains), "all"]
     note = _SHIFT_NOTE.format(ece=_ECE_NOTE, n=_counts(records, domains))
+    note += f" {told}" if (told := absent(results.panel)) else ""
     return Table("Calibration error by corpus and domain", header, body, note)
 
 

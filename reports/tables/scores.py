@@ -6,6 +6,7 @@ import csv
 import io
 from collections.abc import Iterable, Mapping, Sequence
 
+from reports.numbers.baselines import absent, elsewhere, unmeasured
 from reports.numbers.best import BOLD_NOTE, clearly_best
 from reports.numbers.broken import faults
 from reports.numbers.contrasts import Comparer
@@ -90,6 +91,7 @@ def domain_table(results: Results, corpus: str, comparer: Comparer | None = None
         "Multiple choice is the share of questions whose right answer has the highest log-likelihood; "
         "perplexity is per token of held-out text; 95 % intervals as recorded by the task (n: "
         f"{_counts(measures, rows)}).{_seed_sentence(rows)} {BOLD_NOTE.capitalize()}."
+        f"{_sentences(absent(results.panel))}"
     )
     best = _best(results, rows, list(enumerate(measures, 2)), comparer)
     return Table("Scores by domain", ["ratio", "method", *header], body, note, best)
@@ -101,7 +103,7 @@ def scores_table(results: Results, corpus: str, title: str, measures: Sequence[M
     body = [_names(row) + [_score_text(m, results.get(row, m)) for m in measures] for row in rows]
     ranked = [(place, measure) for place, measure in enumerate(measures, 2) if measure.ranked]
     header = ["ratio", "method", *map(_header, measures)]
-    return Table(title, header, body, note, _best(results, rows, ranked))
+    return Table(title, header, body, note + _sentences(absent(results.panel)), _best(results, rows, ranked))
 
 
 def cost_table(panel: Panel) -> Table:
@@ -136,6 +138,7 @@ def cost_table(panel: Panel) -> Table:
         "routed-expert parameters that the checkpoint no longer stores; seconds are wall time, the mean "
         f"over seeds where there are several (n: {sum(len(row.records) for row in rows)} cells in "
         f"{len(rows)} rows); a stage that was reused from an earlier cell takes next to none."
+        f"{_sentences(absent(panel), elsewhere(panel))}"
     )
     return Table("Sizes and timings", header + [f"{stage} (s)" for stage in stages], body, note)
 
@@ -246,7 +249,8 @@ def _main_note(results: Results, rows: Sequence[Row]) -> str:
         "percent except perplexity (per token, lower is better) and diversity"
     )
     note = f"{note}{_averages_sentence(results)}; {BOLD_NOTE}; diversity is not ranked."
-    return f"{note}{_seed_sentence(rows)}{_broken_sentence(rows)}{_odd_sentence(rows)}{_engines_sentence(rows)}"
+    note += f"{_seed_sentence(rows)}{_broken_sentence(rows)}{_odd_sentence(rows)}{_engines_sentence(rows)}"
+    return note + _sentences(absent(results.panel), elsewhere(results.panel)) + _unmeasured_sentence(rows)
 
 
 def _averages_sentence(results: Results) -> str:
@@ -308,8 +312,18 @@ def _difference_note(results: Results, rows: Sequence[Row], measures: Sequence[M
     return (
         "The row's score less that of the uncompressed model, with a 95 % interval "
         f"{', and '.join(sources)} (n: {_counts(measures, rows)}); percent scores differ in points."
-        f"{_seed_sentence(rows)}"
+        f"{_seed_sentence(rows)}{_sentences(elsewhere(results.panel))}"
     )
+
+
+def _sentences(*told: str) -> str:
+    """Each after a space, those that say something."""
+    return "".join(f" {one}" for one in told if one)
+
+
+def _unmeasured_sentence(rows: Sequence[Row]) -> str:
+    told = unmeasured(rows)
+    return f" Not measured: {'; '.join(told)}." if told else ""
 
 
 def _seed_sentence(rows: Sequence[Row]) -> str:

@@ -24,7 +24,7 @@ def cell_table(
     baseline_samples: Sequence[Sample] | None = None,
 ) -> str:
     """Score, 95 % interval, baseline and difference, a line a measure; then size and expert parameters
-    removed. What is broken stands above.
+    removed. What is broken or was not measured stands above, and that there is no baseline.
 
     Differences are paired where both lists of samples are given, by the rules of ``reports.numbers.statistics``, so
     that they are the ones that a report will show.
@@ -53,8 +53,13 @@ def cell_table(
         if record.cell.get(name) is not None
     )
     table = aligned([header, *lines], rule=True) if lines else "no scores (suite=none)"
-    broken = [f"broken: {fault}" for fault in faults(record)]
-    return "\n".join([title, *broken, table, *_size_lines(record)])
+    told = [f"broken: {fault}" for fault in faults(record)]
+    told += [f"not measured: {task}: {why}" for task, why in record.not_measured.items()]
+    if lines and baseline is None and not record.is_uncompressed():
+        told.append("no baseline: there is no record of the uncompressed model to compare with")
+    if baseline is not None and baseline.taken_from:
+        told.append(f"baseline: evaluated elsewhere, taken from {baseline.taken_from}")
+    return "\n".join([title, *told, table, *_size_lines(record)])
 
 
 def _named(record: Record, whole: Measure) -> list[Measure]:

@@ -73,13 +73,13 @@ def cell_media(
 
 def generation_rows(samples: Sequence[Sample], baseline: Sequence[Sample], most: int) -> list[list[Any]]:
     """The first ``most`` samples of each task that hold a generated text, one row each, beside what the uncompressed
-    model wrote for the same item.
+    model wrote for the same item: None where that is not kept.
     """
     beside = {(s.task, s.domain, s.item): s.output for s in baseline}
     texts = sorted((sample for sample in samples if sample.output), key=lambda sample: sample.task)
     return [
         [s.task, s.domain, s.item, _number(s.score), s.prompt, s.output]
-        + [beside.get((s.task, s.domain, s.item), ""), json.dumps(s.detail, default=str)]
+        + [beside.get((s.task, s.domain, s.item)), json.dumps(s.detail, default=str)]
         for _, of_task in groupby(texts, key=lambda sample: sample.task)
         for s in list(of_task)[:most]
     ]

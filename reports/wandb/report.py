@@ -68,7 +68,7 @@ def _report(options: argparse.Namespace) -> str:
         runs = options.folder / "wandb"
         return (
             f"{len(cells)} runs written to {runs}: send them with `wandb sync {runs}/offline-run-*`, then make the "
-            f"dashboard with `winnow-report wandb {options.folder}`"
+            f"dashboard with `winnow-report wandb {options.folder}`{_alone([cell.record for cell in cells])}"
         )
     if mode != "online":
         raise WinnowError(f"WANDB_MODE={mode}, but a dashboard is made on the service: unset WANDB_MODE")
@@ -78,7 +78,14 @@ def _report(options: argparse.Namespace) -> str:
         _send(cells, mode, group, options)
     records = [cell.record for cell in cells]
     view = workspace(records, logged_names(cells), options.entity or "", options.project, group)
-    return f"dashboard: {_save(view)}"
+    return f"dashboard: {_save(view)}{_alone(records)}"
+
+
+def _alone(records: Sequence[Record]) -> str:
+    """What is said where no run stands for the uncompressed model."""
+    if any(record.is_uncompressed() for record in records):
+        return ""
+    return "\nthere is no record of the uncompressed model: no run stands for it, and nothing is shown beside it"
 
 
 def _send(cells: Sequence[Stored], mode: str, group: str, options: argparse.Namespace) -> None:

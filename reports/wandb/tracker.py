@@ -167,6 +167,8 @@ def cell_config(record: Record) -> dict[str, Any]:
         "versions": record.versions,
         "fingerprints": record.fingerprints,
         "faults": faults(record),
+        "not_measured": record.not_measured,
+        "taken_from": record.taken_from,
     }
 
 

@@ -29,7 +29,7 @@ def test_baseline_text_is_that_of_the_same_task_and_item():
     ours = [Sample("code", "1", 1.0, output="a"), Sample("math", "1", math.nan, output="b")]
     theirs = [Sample("math", "1", 1.0, output="B"), Sample("code", "2", 1.0, output="C")]
     rows = generation_rows(ours, theirs, most=9)
-    assert [(row[5], row[6]) for row in rows] == [("a", ""), ("b", "B")]
+    assert [(row[5], row[6]) for row in rows] == [("a", None), ("b", "B")]
     assert rows[1][3] is None  # NaN is no JSON
 
 
