@@ -51,6 +51,11 @@ class Chain:
     def uses_seed(self) -> bool:
         return self.first.uses_seed or self.second.uses_seed
 
+    @property
+    def mean_layer(self) -> "Chain":
+        """The method for a layer that stands for all of them."""
+        return replace(self, first=getattr(self.first, "mean_layer", self.first))
+
     def check(self, shape: MoeShape, ratio: str | float | Fraction) -> Fraction:
         exact = parse_ratio(ratio)
         self.first.check(shape, exact * self._share())
@@ -69,7 +74,7 @@ class Chain:
             second = self.second.decide(restricted(statistics, kept), _rest(ratio, left), seed)
         except WinnowError as error:
             raise self._of_second_stage(error) from error
-        return Decision(compose(first.plan, second.plan), saliency=first.saliency)
+        return replace(first, plan=compose(first.plan, second.plan))
 
     def _of_second_stage(self, error: WinnowError) -> WinnowError:
         return WinnowError(f"method '{self.name}', after its first stage '{self.first.name}': {error}")

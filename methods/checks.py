@@ -17,8 +17,12 @@ def check_option(method: str, option: str, value: object, known: Iterable[str]) 
 
 
 def finite(values: np.ndarray, what: str, layer: int, num_experts: int) -> np.ndarray:
-    """``values`` as float64. Raises WinnowError where a row per expert is missing or is not finite."""
-    values = np.asarray(values, dtype=np.float64)
+    """``values`` as float64, or as they are where they are bool.
+
+    Raises WinnowError where a row per expert is missing or is not finite.
+    """
+    values = np.asarray(values)
+    values = values if values.dtype == bool else values.astype(np.float64, copy=False)
     if values.ndim == 0 or values.shape[0] != num_experts:
         raise WinnowError(
             f"{what} of layer {layer} has shape {values.shape}, not one row for each of {num_experts} experts"
@@ -33,7 +37,7 @@ def finite(values: np.ndarray, what: str, layer: int, num_experts: int) -> np.nd
 
 
 def statistic(statistics: Statistics, layer: int, name: str) -> np.ndarray:
-    """The statistic as float64. Raises WinnowError that names layer and statistic if it is not finite."""
+    """The statistic as float64 (or bool). Raises WinnowError that names layer and statistic if it is not finite."""
     return finite(statistics.get(layer, name), f"statistic '{name}'", layer, statistics.experts_in(layer))
 
 

@@ -84,4 +84,4 @@ class Schedule:
             values = before.saliency[layer.layer].copy()
             values[[new.sources[0].expert for new in layer.experts]] = after.saliency[layer.layer]
             saliency[layer.layer] = values
-        return Decision(compose(before.plan, after.plan), saliency=saliency)
+        return Decision(compose(before.plan, after.plan), saliency=saliency, largest_goes=after.largest_goes)

@@ -18,6 +18,9 @@ from transformers import PreTrainedModel
 from harness.contracts.statistics import ExpertWeights, Routing, Statistics
 from tests.brute_force_coverage import coverage_statistics
 
+# Architectures whose routers take the sigmoid of a logit (their papers, and their code in transformers).
+SIGMOID = ("deepseek_v3", "glm4_moe", "dots1", "minimax_m2", "lfm2_moe")
+
 
 @dataclass(frozen=True)
 class RoutedDocument:
@@ -27,6 +30,7 @@ class RoutedDocument:
     logits: np.ndarray  # (n, E) float64, raw router logits
     gates: np.ndarray  # (n, k) float64, the values that multiply the expert outputs
     indices: np.ndarray  # (n, k) int, the selected experts
+    ids: np.ndarray  # (n,) int, the document itself
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,7 @@ def routed_documents(model: PreTrainedModel, documents: list[list[int]]) -> dict
                     named["logits"].double().numpy(),
                     named["gates"].double().numpy(),
                     named["indices"].numpy(),
+                    np.array(document),
                 )
             )
 
@@ -144,6 +149,7 @@ def brute_force_statistics(model: PreTrainedModel, documents: list[list[int]]) -
         layers=layers,
         expert_weights=lambda layer, expert: weights_of(model, layer, expert),
         router=lambda layer, inputs: pruned_routing(model, layer, inputs),
+        router_rows=lambda layer: moe_blocks(model)[layer].router.weight.detach().float().numpy(),
     )
 
 
@@ -170,13 +176,15 @@ def _layer_statistics(model: PreTrainedModel, layer: int, seen: list[RoutedDocum
     total = {
         "frequency": vector(),
         "gate_sum": vector(),
-        "router_probability_sum": vector(),
+        "router_score_sum": vector(),
         "top1_frequency": vector(),
-        "top1_confidence_sum": vector(),
+        "top1_score_sum": vector(),
         "ean_sum": vector(),
         "weighted_ean_sum": vector(),
         "max_activation": vector(),
         "output_mean": np.zeros((num_experts, seen[0].hidden.shape[1])),
+        "output_square_sum": np.zeros((num_experts, seen[0].hidden.shape[1])),
+        "token_ids": np.zeros((num_experts, model.config.vocab_size), dtype=bool),
         "router_gram": np.zeros((num_experts, num_experts)),
         "router_document_distance": np.zeros((num_experts, num_experts)),
     }
@@ -184,7 +192,7 @@ def _layer_statistics(model: PreTrainedModel, layer: int, seen: list[RoutedDocum
     for document in seen:
         for t in range(len(document.hidden)):
             tokens += 1
-            _add_token(total, functions, document, t)
+            _add_token(total, functions, document, t, model.config.model_type in SIGMOID)
     total["output_mean"] /= tokens
     total |= _sampled(functions, seen)
     for document in seen:
@@ -211,23 +219,28 @@ def _add_token(
     functions: list[Callable[[np.ndarray], np.ndarray]],
     document: RoutedDocument,
     t: int,
+    sigmoid: bool,
 ) -> None:
     x, logits = document.hidden[t], document.logits[t]
     chosen = {int(j): float(g) for j, g in zip(document.indices[t], document.gates[t], strict=True)}
     exponentials = [math.exp(r - max(logits)) for r in logits]
-    probability = [e / sum(exponentials) for e in exponentials]
+    score = [
+        1 / (1 + math.exp(-r)) if sigmoid else e / sum(exponentials) for r, e in zip(logits, exponentials, strict=True)
+    ]
     best = max(chosen, key=lambda j: chosen[j])
     total["top1_frequency"][best] += 1
-    total["top1_confidence_sum"][best] += probability[best]
+    total["top1_score_sum"][best] += score[best]
     for j in range(len(functions)):
         output = functions[j](x)
         total["output_mean"][j] += output
-        total["router_probability_sum"][j] += probability[j]
+        total["router_score_sum"][j] += score[j]
         for i in range(len(functions)):
             total["router_gram"][i, j] += logits[i] * logits[j]
         if j in chosen:
             norm = math.sqrt(sum(v * v for v in output))
             total["frequency"][j] += 1
+            total["token_ids"][j, document.ids[t]] = True
+            total["output_square_sum"][j] += output**2
             total["gate_sum"][j] += chosen[j]
             total["ean_sum"][j] += norm
             total["weighted_ean_sum"][j] += chosen[j] * norm

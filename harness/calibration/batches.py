@@ -15,20 +15,22 @@ class BatchLayout:
     """What is where among the N = batch * length flat positions of a right-padded batch.
 
     ``real`` (N,) bool is False on padding; ``documents`` are (start, end) ranges; ``source`` (N,) int64 is
-    the index of each position's source. ``tokens`` is the number of real positions.
+    the index of each position's source, ``ids`` (N,) that of its token in the vocabulary. ``tokens`` is the number of
+    real positions.
     """
 
     real: Tensor
     documents: tuple[tuple[int, int], ...]
     source: Tensor
     tokens: int
+    ids: Tensor
 
     @property
     def padded(self) -> bool:
         return self.tokens < self.real.numel()
 
     def to(self, device: torch.device) -> "BatchLayout":
-        return replace(self, real=self.real.to(device), source=self.source.to(device))
+        return replace(self, real=self.real.to(device), source=self.source.to(device), ids=self.ids.to(device))
 
     def without_padding(self, values: Tensor) -> Tensor:
         """The real positions of ``values`` (N, ...)."""
@@ -89,6 +91,7 @@ def _batch(sequences: Sequence[TokenSequence], sources: Sequence[str]) -> Batch:
         tuple(documents),
         torch.from_numpy(source).reshape(-1),
         int(real.sum()),
+        torch.from_numpy(input_ids).reshape(-1),
     )
     return Batch(
         input_ids=torch.from_numpy(input_ids),

@@ -14,9 +14,9 @@ from harness.calibration.routers import router_reader
 from harness.calibration.shards import Shards
 from harness.calibration.tokens import TokenSequence, corpus_fingerprint
 from harness.checkpoints.config import read_config
-from harness.checkpoints.experts import expert_weights_reader
+from harness.checkpoints.experts import expert_weights_reader, router_rows_reader
 from harness.checkpoints.fingerprint import model_fingerprint
-from harness.contracts.statistics import ExpertWeights, Statistics
+from harness.contracts.statistics import STATISTICS, ExpertWeights, Statistics
 from harness.families.table import family_of
 
 log = logging.getLogger(__name__)
@@ -46,11 +46,13 @@ def calibrate(
     def compute(names: frozenset[str]) -> Collected:
         if shards is not None:
             return Shards(cache_dir, key, sequences, batch_size, shards).merged(statistics)
-        return collect(load_model(), sequences, family, names, batch_size, corpus)
+        known = names & STATISTICS.keys()  # an older cache may hold some that are gone
+        return collect(load_model(), sequences, family, known, batch_size, corpus)
 
     collected = cached_statistics(cache_dir, key, check_names(statistics), compute)
     statistics_read = to_statistics(collected, expert_weights_reader(folder, family))
-    return replace(statistics_read, router=router_reader(folder, family)), collected
+    readers = {"router": router_reader(folder, family), "router_rows": router_rows_reader(folder, family)}
+    return replace(statistics_read, **readers), collected
 
 
 def calibrate_shard(

@@ -16,7 +16,7 @@ from harness.calibration.collectors.table import collectors_for
 from harness.calibration.drive import drive
 from harness.calibration.recorder import Recorder
 from harness.calibration.tokens import TokenSequence
-from harness.contracts.statistics import RELEASED, SAMPLED, STATISTICS
+from harness.contracts.statistics import BY_ID, RELEASED, SAMPLED, STATISTICS
 from harness.errors import WinnowError
 from harness.families.family import Family
 
@@ -29,10 +29,10 @@ def wanted_statistics(
     """What ``calibration.statistics`` asks for: ``auto``, ``needed``, ``all`` or a list of names.
 
     ``needed`` is what the method declares; ``auto`` adds ``also``, what the other methods of the sweep declare, so that
-    one pass serves them all; ``all`` adds everything but ``RELEASED`` and ``SAMPLED``, each of which only one method
-    reads; a list adds to what the method needs. Raises WinnowError for another setting and for an unknown name.
+    one pass serves them all; ``all`` adds everything but ``RELEASED``, ``SAMPLED`` and ``BY_ID``, each of which only one
+    method reads; a list adds to what the method needs. Raises WinnowError for another setting and for an unknown name.
     """
-    named = {"auto": also, "needed": frozenset(), "all": frozenset(STATISTICS) - RELEASED - SAMPLED}
+    named = {"auto": also, "needed": frozenset(), "all": frozenset(STATISTICS) - RELEASED - SAMPLED - BY_ID}
     if isinstance(setting, str):
         if setting not in named:
             raise WinnowError(f"calibration.statistics must be {', '.join(named)} or a list of names, not '{setting}'")
@@ -70,8 +70,11 @@ def collect(
     config = model.config.to_dict()
     sources = sources_of(sequences)
     tokens = sum(len(sequence.input_ids) for sequence in sequences)
-    make = partial(collectors_for, names, len(sources), part or Part(0, tokens))
-    recorders = [Recorder(layer, family.router_output, make) for layer in family.moe_layers(config)]
+    make = partial(collectors_for, names, len(sources), part or Part(0, tokens), config["vocab_size"])
+    recorders = [
+        Recorder(layer, family.router_output, make, sigmoid=family.sigmoid_router)
+        for layer in family.moe_layers(config)
+    ]
     over = f" over {corpus}" if corpus else ""
     log.info("calibration pass%s (%d sequences, %d tokens)", over, len(sequences), tokens)
     started = time.perf_counter()

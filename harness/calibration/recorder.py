@@ -41,7 +41,8 @@ class Recorder:
     """Observer (``harness.calibration.drive``) of the MoE block of ``layer``.
 
     ``router_output`` names what the router returns (``Family.router_output``). ``make`` gives the collectors, once the
-    experts are there. ``arrays`` holds the statistics of all collectors when the block has been watched.
+    experts are there; ``sigmoid`` is the router's (``Family.sigmoid_router``). ``arrays`` holds the statistics of all
+    collectors when the block has been watched.
     """
 
     layer: int
@@ -49,6 +50,7 @@ class Recorder:
     make: Callable[[FusedExperts], Sequence[Collector]]
     collectors: Sequence[Collector] = ()
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
+    sigmoid: bool = False
 
     @contextmanager
     def watching(self, block: MoeBlock) -> Iterator[None]:
@@ -121,7 +123,7 @@ class Recorder:
 
     def _see_router(self, module: Any, args: Any, output: Any) -> None:
         named = dict(zip(self.router_output, output, strict=True))
-        event = RouterOutput(args[0], named["logits"], named["gates"], named["indices"], self.layout)
+        event = RouterOutput(args[0], named["logits"], named["gates"], named["indices"], self.layout, self.sigmoid)
         self._show(event)
         self.health[_LOGITS] += event.real_logits.sum(dtype=torch.float64)
 

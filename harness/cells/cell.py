@@ -26,7 +26,7 @@ from harness.checkpoints.skipping import Skip
 from harness.checkpoints.tokenizer import load_tokenizer
 from harness.contracts.method import Method, Schedule
 from harness.contracts.shape import MoeShape
-from harness.contracts.statistics import SAMPLED
+from harness.contracts.statistics import ROUTER_SCORES, SAMPLED
 from harness.contracts.task import Task
 from harness.data.corpora import load_documents
 from harness.data.rows import Document
@@ -46,8 +46,9 @@ class Cell:
     """A cell that is ready to run: nothing of it has been computed, but everything cheap has been checked.
 
     ``description`` is what its record says of it, ``baseline`` that of the uncompressed model's record. ``contents``
-    holds the fingerprints of what it reads, ``sequences`` the tokens of its calibration text. ``statistics`` are
-    collected for it; ``shape`` bounds its plan; ``rounds`` holds the exact ratio of each round.
+    holds the fingerprints of what it reads, ``sequences`` the tokens of its calibration text. ``method_version`` is
+    that of the method on this architecture. ``statistics`` are collected for it; ``shape`` bounds its plan; ``rounds``
+    holds the exact ratio of each round.
     """
 
     config: dict[str, Any]
@@ -58,6 +59,7 @@ class Cell:
     documents: list[Document]
     sequences: list[TokenSequence]
     method: Method
+    method_version: str
     shape: MoeShape
     statistics: frozenset[str]
     schedule: Schedule
@@ -84,7 +86,7 @@ class Cell:
     def identity(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """What decides its numbers, and those of its baseline."""
         return identity(
-            self.description, self.config, self.contents, self.method.version, self.task_versions, versions()
+            self.description, self.config, self.contents, self.method_version, self.task_versions, versions()
         )
 
     @property
@@ -135,7 +137,8 @@ def prepare(config: DictConfig, also: frozenset[str] = frozenset()) -> Cell:
         said["skip"] = skip.label
     documents, sequences = corpus_of(plain, folder) if reads_text else ([], [])
     contents = contents_of(folder, method, tasks, sequences)
-    description, baseline = identified(said, plain, contents, method.version, task_versions(tasks), versions())
+    version = method_version(method, family)
+    description, baseline = identified(said, plain, contents, version, task_versions(tasks), versions())
     return Cell(
         config=plain,
         description=description,
@@ -145,6 +148,7 @@ def prepare(config: DictConfig, also: frozenset[str] = frozenset()) -> Cell:
         documents=documents,
         sequences=sequences,
         method=method,
+        method_version=version,
         shape=shape,
         statistics=wanted_statistics(plain["calibration"]["statistics"], method.requires, also),
         schedule=schedule,
@@ -179,6 +183,16 @@ def tasks_of(plain: Mapping[str, Any]) -> dict[str, Task]:
     """The tasks of the suite in a resolved configuration, by the suite's names. Raises WinnowError as they do."""
     suite = plain["suite"]["tasks"]
     return {name: make(node, f"suite.tasks.{name}", Task, _convert_="all") for name, node in suite.items()}
+
+
+def method_version(method: Method, family: Family) -> str:
+    """Of what ``method`` decides on this architecture.
+
+    Scores of a router with sigmoids were once a softmax of its logits: what is decided by them now is something else,
+    and on any other router the same as ever.
+    """
+    changed = family.sigmoid_router and bool(ROUTER_SCORES & method.requires)
+    return f"{method.version} (sigmoid scores)" if changed else method.version
 
 
 def task_versions(tasks: Mapping[str, Task]) -> dict[str, str]:

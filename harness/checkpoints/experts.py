@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from harness.checkpoints.reader import CheckpointReader
@@ -41,6 +42,13 @@ def expert_weights_reader(folder: Path, family: Family) -> Callable[[int, int], 
         return ExpertWeights(**found)
 
     return read
+
+
+def router_rows_reader(folder: Path, family: Family) -> Callable[[int], np.ndarray]:
+    """A function (layer) -> the rows (E, H) of the router's matrix in float32, read when it is called."""
+    reader = CheckpointReader(folder)
+    (name,) = family.router_tensors
+    return lambda layer: reader.tensor(name.format(layer=layer)).float().numpy()
 
 
 def widened(part: torch.Tensor, tensor: ExpertTensor, width: int, wider: int) -> torch.Tensor:

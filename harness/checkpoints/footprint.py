@@ -169,6 +169,7 @@ def outcome(method: Method, ratio: Fraction, model: Anatomy, seed: int = 0) -> K
     """
     if is_compact(model.config):
         raise WinnowError("the checkpoint is compressed already: give the one that it was made from")
+    method = getattr(method, "mean_layer", method)  # where a budget names every layer
     kept = _decide(method, ratio, model, _NARROW, seed)
     if set(kept.widths) == {_NARROW}:  # whole experts: cheaper to find out on narrow ones
         return Kept((model.width,) * len(kept.widths), kept.rows)
@@ -192,6 +193,9 @@ def _decide(method: Method, ratio: Fraction, model: Anatomy, width: int, seed: i
         chosen = np.tile(np.arange(model.top_k), (len(inputs), 1))
         return lambda kept: (np.ones(chosen.shape), chosen)
 
+    def router_rows(layer: int) -> np.ndarray:
+        return np.random.default_rng(layer).standard_normal((experts, _HIDDEN), dtype=np.float32)
+
     statistics = Statistics(
         num_experts=experts,
         top_k=model.top_k,
@@ -200,6 +204,7 @@ def _decide(method: Method, ratio: Fraction, model: Anatomy, width: int, seed: i
         n_group=model.family.router_groups(model.config),
         expert_weights=weights,
         router=router,
+        router_rows=router_rows,
     )
     (layer,) = method.decide(statistics, ratio, seed).plan.layers
     widths = tuple(width if new.channels is None else len(new.channels) for new in layer.experts)
@@ -264,10 +269,14 @@ def quantised_bytes(model: Anatomy, quantization: Quantization) -> int:
 
 
 def statistics_bytes(model: Anatomy, names: Iterable[str]) -> int:
-    """MoE layers x the float64 elements of every array of a layer (``frequency`` is always collected)."""
-    hidden = config_integer(model.config, "hidden_size")
-    shapes = [STATISTICS[name].sizes(model.num_experts, hidden, model.width) for name in {*names, "frequency"}]
-    return 8 * len(model.family.moe_layers(model.config)) * sum(map(prod, shapes))
+    """MoE layers x every array of a layer (``frequency`` is always collected)."""
+    hidden, vocabulary = (config_integer(model.config, key) for key in ("hidden_size", "vocab_size"))
+    of_layer = sum(
+        STATISTICS[name].itemsize
+        * prod(STATISTICS[name].sizes(model.num_experts, hidden, model.width, vocabulary=vocabulary))
+        for name in {*names, "frequency"}
+    )
+    return len(model.family.moe_layers(model.config)) * of_layer
 
 
 def activation_bytes(model: Anatomy, tokens: int, itemsize: int) -> int:

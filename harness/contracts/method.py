@@ -15,12 +15,14 @@ from harness.contracts.statistics import Statistics
 class Decision:
     """A plan and why: ``saliency`` (layer -> (E,), pruning) or ``groups`` (layer -> E labels, merging).
 
-    The label of an old expert is the index of its new expert in the plan.
+    The expert of the lowest saliency goes first, or with ``largest_goes`` that of the largest. The label of an old
+    expert is the index of its new expert in the plan.
     """
 
     plan: CompressionPlan
     saliency: dict[int, np.ndarray] | None = None
     groups: dict[int, list[int]] | None = None
+    largest_goes: bool = False
 
 
 class Method(Protocol):

@@ -27,7 +27,8 @@ def sampled_tokens(num_experts: int) -> int:
 class Statistic:
     """The declaration of one statistic of an MoE layer; how it is collected and finished is its collector's business.
 
-    ``shape`` has a number or a symbol for each axis: E experts, H hidden size, I channels, T sampled tokens.
+    ``shape`` has a number or a symbol for each axis: E experts, H hidden size, I channels, T sampled tokens, V ids of
+    tokens. The elements are float64, but where there is one for every id: those are bool.
     """
 
     shape: tuple[str | int, ...]
@@ -35,10 +36,18 @@ class Statistic:
     merges: Merge
     means: str
 
-    def sizes(self, experts: int, hidden: int, width: int, tokens: int | None = None) -> tuple[int, ...]:
+    def sizes(
+        self, experts: int, hidden: int, width: int, tokens: int | None = None, vocabulary: int = 1
+    ) -> tuple[int, ...]:
         """The shape in numbers; ``tokens`` are those of a sample, by default as many as it has at most."""
-        symbols = {"E": experts, "H": hidden, "I": width, "T": sampled_tokens(experts) if tokens is None else tokens}
+        sampled = sampled_tokens(experts) if tokens is None else tokens
+        symbols = {"E": experts, "H": hidden, "I": width, "T": sampled, "V": vocabulary}
         return tuple(symbols[size] if isinstance(size, str) else size for size in self.shape)
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of an element."""
+        return 1 if "V" in self.shape else 8
 
     @property
     def expert_axes(self) -> int:
@@ -55,14 +64,16 @@ class Statistic:
 STATISTICS: dict[str, Statistic] = {
     "frequency": Statistic(("E",), "routed pairs", "sum", "tokens routed to the expert: #{t : j in S_t}"),
     "gate_sum": Statistic(("E",), "routed pairs", "sum", "sum of g_tj over routed tokens"),
-    "router_probability_sum": Statistic(
-        ("E",), "router", "sum", "sum over all tokens of the full softmax of the router logits"
+    "router_score_sum": Statistic(
+        ("E",), "router", "sum",
+        "sum over all tokens of the router's score: the full softmax of the logits, or where the router has it their "
+        "sigmoid (without the bias that experts are chosen with)",
     ),
     "top1_frequency": Statistic(
         ("E",), "router", "sum", "tokens whose largest selected gate value is the expert's"
     ),
-    "top1_confidence_sum": Statistic(
-        ("E",), "router", "sum", "sum of the softmax probability of the expert over the tokens of top1_frequency"
+    "top1_score_sum": Statistic(
+        ("E",), "router", "sum", "sum of the router's score of the expert over the tokens of top1_frequency"
     ),
     "ean_sum": Statistic(("E",), "routed pairs", "sum", "sum over routed tokens of the L2 norm of f_j(x_t)"),
     "weighted_ean_sum": Statistic(
@@ -71,6 +82,8 @@ STATISTICS: dict[str, Statistic] = {
     "max_activation": Statistic(
         ("E",), "routed pairs", "max", "largest signed element of f_j(x_t) over routed tokens, never below 0"
     ),
+    "output_square_sum": Statistic(("E", "H"), "routed pairs", "sum", "sum over routed tokens of f_j(x_t) squared"),
+    "token_ids": Statistic(("E", "V"), "routed pairs", "max", "whether a token of this id is routed to the expert"),
     "output_mean": Statistic(("E", "H"), "all tokens", "token mean", "mean over ALL tokens of f_j(x_t), routed or not"),
     "router_gram": Statistic(("E", "E"), "router", "sum", "sum over all tokens of r_ti * r_tj, raw router logits"),
     "router_document_distance": Statistic(
@@ -106,6 +119,10 @@ STATISTICS: dict[str, Statistic] = {
 RELEASED = frozenset(name for name, declared in STATISTICS.items() if declared.merges == "moving average")
 # Read by NAEE alone: large, and every expert runs on every token of the sample.
 SAMPLED = frozenset(name for name, declared in STATISTICS.items() if declared.sees == "samples")
+# Read by ``vocabulary_coverage`` alone: large where the vocabulary is.
+BY_ID = frozenset(name for name, declared in STATISTICS.items() if "V" in declared.shape)
+# What a router with sigmoids gives other numbers for than a softmax of its logits, which these once were.
+ROUTER_SCORES = frozenset({"router_score_sum", "top1_score_sum"})
 # (E, E, ...): experts against experts
 SQUARE = frozenset(name for name, declared in STATISTICS.items() if declared.expert_axes == 2)
 
@@ -119,12 +136,19 @@ class ExpertWeights:
     down: np.ndarray
 
 
+# Layer, pairs (reference, member) of its experts -> of each pair the order of the member's channels that is closest to
+# the reference, as ``harness.contracts.alignment.align_channels`` finds it.
+Align = Callable[[int, Sequence[tuple[int, int]]], Sequence[tuple[int, ...]]]
 # Of fixed tokens: the router rows that are left -> gate values (T, k) and, as places among these rows, experts (T, k).
 Routing = Callable[[Sequence[int]], tuple[np.ndarray, np.ndarray]]
 
 
 def _no_weights(layer: int, expert: int) -> ExpertWeights:
     raise WinnowError("these statistics were made without access to the expert weights")
+
+
+def _no_rows(layer: int) -> np.ndarray:
+    raise WinnowError("these statistics were made without access to the routers' rows")
 
 
 def _no_router(layer: int, inputs: np.ndarray) -> Routing:
@@ -135,11 +159,13 @@ def _no_router(layer: int, inputs: np.ndarray) -> Routing:
 class Statistics:
     """Statistics of every MoE layer.
 
-    ``layers`` maps the decoder layer's index to its arrays by name (float64, see ``STATISTICS``).
+    ``layers`` maps the decoder layer's index to its arrays by name (see ``STATISTICS``).
     ``expert_weights(layer, expert)`` reads the float32 weights of one expert when a method asks for them, so that no
-    caller ever holds the whole model. ``router(layer, inputs)`` gives the ``Routing`` of what the router is given,
+    caller ever holds the whole model; ``router_rows(layer)`` are the float32 rows (E, H) of the router's matrix.
+    ``router(layer, inputs)`` gives the ``Routing`` of what the router is given,
     (T, H), by the model's own rule. ``num_experts`` is E, the same in every layer of an uncompressed model;
-    ``experts_left`` has the layers in which fewer are looked at (see ``restricted``).
+    ``experts_left`` has the layers in which fewer are looked at (see ``restricted``). ``align``, where there is one,
+    is a faster way to what follows from ``expert_weights``.
     """
 
     num_experts: int
@@ -150,6 +176,8 @@ class Statistics:
     expert_weights: Callable[[int, int], ExpertWeights] = field(default=_no_weights, repr=False)
     experts_left: Mapping[int, int] = field(default_factory=dict)
     router: Callable[[int, np.ndarray], Routing] = field(default=_no_router, repr=False)
+    align: Align | None = field(default=None, repr=False)
+    router_rows: Callable[[int], np.ndarray] = field(default=_no_rows, repr=False)
 
     @property
     def shape(self) -> MoeShape:
@@ -175,6 +203,10 @@ def restricted(statistics: Statistics, kept: Mapping[int, Sequence[int]]) -> Sta
         axes = STATISTICS[name].expert_axes
         return values[np.ix_(*[list(kept[layer])] * axes)] if axes else values
 
+    def align(layer: int, pairs: Sequence[tuple[int, int]]) -> Sequence[tuple[int, ...]]:
+        assert statistics.align is not None
+        return statistics.align(layer, [(kept[layer][one], kept[layer][other]) for one, other in pairs])
+
     def router(layer: int, inputs: np.ndarray) -> Routing:
         routing = statistics.router(layer, inputs)
         return lambda left: routing([kept[layer][expert] for expert in left])
@@ -188,4 +220,6 @@ def restricted(statistics: Statistics, kept: Mapping[int, Sequence[int]]) -> Sta
         expert_weights=lambda layer, expert: statistics.expert_weights(layer, kept[layer][expert]),
         experts_left={layer: len(experts) for layer, experts in kept.items()},
         router=router,
+        align=None if statistics.align is None else align,
+        router_rows=lambda layer: statistics.router_rows(layer)[list(kept[layer])],
     )

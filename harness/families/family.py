@@ -35,6 +35,7 @@ class Family:
     Where config.json lists no ``layer_types``, one in ``attention_interval_key`` layers has attention, or all of them.
 
     ``aliases`` are model types of the same architecture that transformers does not know.
+    ``sigmoid_router``: the router scores an expert by the sigmoid of its logit, not by a softmax of all logits.
     ``served`` is None where vLLM was not tried with it.
     ``separates_packed``: documents packed into one sequence see nothing of each other, because everything that mixes
     tokens heeds positions that start again.
@@ -59,6 +60,7 @@ class Family:
     attention_interval_key: str | None = None
     separates_packed: bool = True
     aliases: tuple[str, ...] = ()
+    sigmoid_router: bool = False
     served: Served | None = None
     block: str = "model.layers.{layer}.mlp"
     router: str = "gate"

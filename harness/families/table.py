@@ -27,6 +27,7 @@ _DEEPSEEK: dict[str, Any] = {
     "shared_experts": "model.layers.{layer}.mlp.shared_experts",
 }
 _DEEPSEEK_V3: dict[str, Any] = _DEEPSEEK | {
+    "sigmoid_router": True,
     "judged_by": 2,
     "router_biases": ("model.layers.{layer}.mlp.gate.e_score_correction_bias",),
 }
@@ -106,6 +107,7 @@ FAMILIES: dict[str, Family] = {
             "minimax_m2",
             "minimax_m2.modeling_minimax_m2.MiniMaxM2DecoderLayer",
             "sigmoid, chosen with a correction bias, always renormalised",
+            sigmoid_router=True,
             served=Served(refused_on_cpu="vLLM's CPU build leaves the correction bias out of the choice"),
             router_biases=("model.layers.{layer}.block_sparse_moe.e_score_correction_bias",),
             **_MIXTRAL,
@@ -189,6 +191,7 @@ FAMILIES: dict[str, Family] = {
             "lfm2_moe",
             "lfm2_moe.modeling_lfm2_moe.Lfm2MoeDecoderLayer",
             "sigmoid, chosen with a bias by config, renormalised by config, scaled",
+            sigmoid_router=True,
             served=Served(refused="vLLM 0.32 writes wrong text with it, for a reason that is not known"),
             first_moe_layer=("num_dense_layers", 2),
             separates_packed=False,  # convolutions

@@ -19,12 +19,14 @@ DOCUMENT_LENGTHS = (33, 11, 40)
 
 @dataclass(frozen=True)
 class RawLayer:
-    """One layer token by token: logits (T, E), gates and indices (T, k), outputs (T, E, H)."""
+    """One layer token by token: logits (T, E), gates and indices (T, k), outputs (T, E, H), ids (T,)."""
 
     logits: np.ndarray
     gates: np.ndarray
     indices: np.ndarray
     outputs: np.ndarray
+    ids: np.ndarray
+    vocabulary: int
 
     def routed(self, expert: int) -> list[tuple[int, float]]:
         """(token, gate value) of every token that was routed to ``expert``."""
@@ -52,7 +54,7 @@ def made_up_case(seed: int, layers: tuple[int, ...] = (0, 2, 3), num_experts: in
     Every expert is some token's first choice, so that no saliency is 0.
     """
     rng = np.random.default_rng(seed)
-    raw, statistics, weights = {}, {}, {}
+    raw, statistics, weights, rows = {}, {}, {}, {}
     for layer in layers:
         shape = (sum(DOCUMENT_LENGTHS), num_experts)
         logits = rng.normal(size=shape) + 0.5 * rng.normal(size=num_experts)
@@ -61,7 +63,10 @@ def made_up_case(seed: int, layers: tuple[int, ...] = (0, 2, 3), num_experts: in
         indices = np.argsort(-probability, axis=1)[:, :top_k]
         gates = np.take_along_axis(probability, indices, 1)
         outputs = rng.normal(size=(*shape, 6)) * rng.uniform(0.5, 3, size=num_experts)[:, None]
-        raw[layer] = RawLayer(logits, gates, indices, outputs)
+        # of their own, so that nothing else hangs on them
+        ids = np.random.default_rng([seed, layer, 2]).integers(0, 50, size=len(logits))
+        raw[layer] = RawLayer(logits, gates, indices, outputs, ids, 50)
+        rows[layer] = np.random.default_rng([seed, layer, 3]).normal(size=(num_experts, 6)).astype(np.float32)
         statistics[layer] = _statistics_of(raw[layer], probability) | _made_up_coverage(raw[layer], seed + layer)
         for j in range(num_experts):
             weights[layer, j] = ExpertWeights(*(rng.normal(size=s) for s in ((5, 6), (5, 6), (6, 5))))
@@ -72,6 +77,7 @@ def made_up_case(seed: int, layers: tuple[int, ...] = (0, 2, 3), num_experts: in
         statistics,
         expert_weights=lambda layer, expert: weights[layer, expert],
         router=lambda layer, inputs: made_up_routing(inputs, top_k),
+        router_rows=lambda layer: rows[layer],
     )
     return Case(made, raw)
 
@@ -110,6 +116,9 @@ def _statistics_of(raw: RawLayer, probability: np.ndarray) -> dict[str, np.ndarr
     routed = gate > 0
     first = gate == gate.max(1, keepdims=True)
     norm = np.linalg.norm(raw.outputs, axis=2)
+    token_ids = np.zeros((raw.logits.shape[1], raw.vocabulary), dtype=bool)
+    for token, expert in zip(*np.nonzero(routed), strict=True):
+        token_ids[expert, raw.ids[token]] = True
     distance = np.zeros((raw.logits.shape[1],) * 2)
     for block in np.split(raw.logits, np.cumsum(DOCUMENT_LENGTHS)[:-1]):
         unit = block / np.linalg.norm(block, axis=0)
@@ -117,12 +126,14 @@ def _statistics_of(raw: RawLayer, probability: np.ndarray) -> dict[str, np.ndarr
     return {
         "frequency": routed.sum(0).astype(float),
         "gate_sum": gate.sum(0),
-        "router_probability_sum": probability.sum(0),
+        "router_score_sum": probability.sum(0),
         "top1_frequency": first.sum(0).astype(float),
-        "top1_confidence_sum": (first * probability).sum(0),
+        "top1_score_sum": (first * probability).sum(0),
         "ean_sum": (routed * norm).sum(0),
         "weighted_ean_sum": (gate * norm).sum(0),
         "max_activation": np.where(routed[:, :, None], raw.outputs, 0).max((0, 2)),
+        "output_square_sum": (routed[:, :, None] * raw.outputs**2).sum(0),
+        "token_ids": token_ids,
         "output_mean": raw.outputs.mean(0),
         "router_gram": raw.logits.T @ raw.logits,
         "router_document_distance": distance,
@@ -145,6 +156,8 @@ def model_case(family: str) -> Case:
             np.concatenate([document.gates for document in seen]),
             np.concatenate([document.indices for document in seen]),
             np.array([[expert_output(w, x) for w in experts] for x in hidden]),
+            np.concatenate([document.ids for document in seen]),
+            model.config.vocab_size,
         )
     return Case(statistics, raw)
 
@@ -170,6 +183,7 @@ def relabelled(statistics: Statistics, order: Mapping[int, np.ndarray]) -> Stati
             for layer, arrays in statistics.layers.items()
         },
         expert_weights=lambda layer, expert: statistics.expert_weights(layer, int(order[layer][expert])),
+        router_rows=lambda layer: statistics.router_rows(layer)[order[layer]],
     )
 
 

@@ -16,6 +16,7 @@ from harness.contracts.statistics import STATISTICS
 from harness.errors import WinnowError
 from methods.coverage import Coverage
 from methods.criteria import CRITERIA
+from methods.partial import SIMILARITIES
 from tests.methods.conftest import Case, made_up_case
 
 FOLDER = Path(__file__).parents[2] / "conf" / "method"
@@ -43,7 +44,7 @@ def composed(*overrides: str):
 
 
 def test_the_list_of_methods_is_complete():
-    assert set(NAMES) == {*CRITERIA, "naee", "hc_smoe", "m_smoe", "none", *CHANNELS}
+    assert set(NAMES) == {*CRITERIA, "naee", "hc_smoe", "m_smoe", "partial", "none", *CHANNELS}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -60,6 +61,8 @@ def test_the_defaults_are_the_published_readings():
     assert (hc_smoe.linkage, hc_smoe.max_group_size, hc_smoe.merge_weights) == ("average", None, "frequency")
     assert (m_smoe.variant, m_smoe.alignment) == ("exact", "dominant")
     assert configured("naee").exhaustive_up_to == 16
+    partial = configured("partial")
+    assert (partial.preserved, partial.importance, partial.similarity) == (0.5, "reap", "router_logits")
     coverage, chain = configured("coverage"), configured("reap_coverage")
     assert coverage == Coverage("coverage", align=8)
     assert (chain.first, chain.second, chain.split) == (configured("reap"), coverage, 0.5)
@@ -147,6 +150,10 @@ def test_options_change_what_is_decided():
     assert plan("hc_smoe") != plan("hc_smoe", merge_weights="uniform")
     assert plan("m_smoe") != plan("m_smoe", variant="reap_repo")
     assert plan("m_smoe") != plan("m_smoe", alignment="none")
+    assert plan("partial") != plan("partial", preserved="1/3")
+    assert plan("partial") != plan("partial", importance="frequency")
+    assert plan("partial") != plan("partial", importance="soft_count")
+    assert len({str(plan("partial", similarity=name)) for name in SIMILARITIES}) == 3
 
 
 def test_the_baseline_refuses_a_ratio():

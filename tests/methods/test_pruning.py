@@ -9,6 +9,7 @@ import pytest
 
 from harness.contracts.plan import validate
 from harness.contracts.shape import MoeShape
+from harness.contracts.statistics import ExpertWeights, Statistics
 from harness.errors import WinnowError
 from methods import criteria
 from methods.prune_experts import ExpertPruning
@@ -43,6 +44,13 @@ def brute_force_saliency(criterion: str, raw: RawLayer, expert: int) -> float:
         return math.fsum(norm[t] for t, _ in routed)
     if criterion == "ean_mean":
         return mean([norm[t] for t, _ in routed])
+    if criterion == "ean":
+        units = range(raw.outputs.shape[2])
+        return math.fsum(math.sqrt(math.fsum(raw.outputs[t, expert, h] ** 2 for t, _ in routed)) for h in units)
+    if criterion == "msan":
+        return mean([math.fsum(v * v for v in raw.outputs[t, expert]) for t, _ in routed])
+    if criterion == "vocabulary_coverage":
+        return len({int(raw.ids[t]) for t, _ in routed}) / raw.vocabulary
     if criterion == "weighted_ean_sum":
         return math.fsum(gate * norm[t] for t, gate in routed)
     if criterion == "max_activation":
@@ -83,6 +91,79 @@ def test_weight_norm_is_the_frobenius_norm_of_all_three_matrices(case: Case):
             w = case.statistics.expert_weights(layer, j)
             entries = [float(v) for m in (w.gate, w.up, w.down) for v in m.ravel()]
             assert decision.saliency[layer][j] == pytest.approx(math.sqrt(math.fsum(v * v for v in entries)), rel=1e-9)
+
+
+def brute_force_of_weights(criterion: str, statistics: Statistics, layer: int, expert: int) -> float:
+    weights = statistics.expert_weights(layer, expert)
+    matrices = [m.astype(np.float64) for m in (weights.gate, weights.up, weights.down)]
+    entries = [float(v) for m in matrices for v in m.ravel()]
+    if criterion == "aimer":
+        spread = math.sqrt(math.fsum(v * v for v in entries) / len(entries))
+        return math.fsum(map(abs, entries)) / len(entries) / spread
+    if criterion == "stable_rank":
+        singular = [np.linalg.svd(m, compute_uv=False).tolist() for m in matrices]
+        return mean([math.fsum(v * v for v in values) / max(values) ** 2 for values in singular])
+    return math.sqrt(math.fsum(float(v) ** 2 for v in statistics.router_rows(layer)[expert]))
+
+
+@pytest.mark.parametrize("criterion", ["aimer", "stable_rank", "router_norm"])
+def test_criteria_of_weights_drop_the_largest_and_equal_the_brute_force(case: Case, criterion: str):
+    bare = replace(case.statistics, tokens=0, layers={layer: {} for layer in case.raw})
+    for ratio in (QUARTER, HALF):
+        decision = ExpertPruning(criterion, criterion).decide(bare, ratio, seed=0)
+        assert decision.largest_goes
+        for layer in case.raw:
+            expected = [brute_force_of_weights(criterion, bare, layer, j) for j in range(case.num_experts)]
+            np.testing.assert_allclose(decision.saliency[layer], expected, rtol=1e-9)
+            count = case.num_experts - int(case.num_experts * ratio)
+            assert kept_by(decision)[layer] == survivors([-value for value in expected], count)
+
+
+@pytest.mark.parametrize("criterion", ["aimer", "stable_rank", "router_norm"])
+@pytest.mark.parametrize("scope", ["layer", "global"])
+def test_the_one_outstanding_expert_goes_first(criterion: str, scope: str):
+    """A flat expert (all entries of one size, no preferred direction, a long router row) in layer 2 of three."""
+    case = made_up_case(3)
+    flat = np.linalg.qr(np.random.default_rng(0).normal(size=(6, 6)))[0][:5] if criterion == "stable_rank" else None
+    ones = np.ones((5, 6)) if flat is None else flat
+
+    def weights(layer: int, expert: int) -> ExpertWeights:
+        return (
+            ExpertWeights(ones, -ones, ones.T)
+            if (layer, expert) == (2, 4)
+            else case.statistics.expert_weights(layer, expert)
+        )
+
+    def rows(layer: int) -> np.ndarray:
+        found = case.statistics.router_rows(layer).copy()
+        found[4] *= 100 if layer == 2 else 1
+        return found
+
+    statistics = replace(case.statistics, expert_weights=weights, router_rows=rows)
+    decision = ExpertPruning(criterion, criterion, scope).decide(statistics, Fraction(1, 12), seed=0)
+    assert 4 not in kept_by(decision)[2]
+    if criterion != "router_norm":
+        assert decision.saliency[2][4] == pytest.approx(1.0 if criterion == "aimer" else 5.0)
+
+
+def test_scaling_an_expert_changes_neither_aimer_nor_stable_rank_and_zeros_are_the_flattest():
+    rng = np.random.default_rng(0)
+    one = ExpertWeights(*(rng.normal(size=s).astype(np.float32) for s in ((5, 6), (5, 6), (6, 5))))
+    twice = ExpertWeights(one.gate * 8, one.up * 8, one.down * 8)
+    nothing = ExpertWeights(one.gate * 0, one.up * 0, one.down * 0)
+    for function, largest in ((criteria.aimer, 1.0), (criteria.stable_rank, 5.0)):
+        values = function([one, twice, nothing])
+        assert values[0] == pytest.approx(values[1], rel=1e-12) and values[0] < values[2] == largest
+    uneven = criteria.aimer([ExpertWeights(one.gate * 8, one.up, one.down)])
+    assert abs(uneven[0] - criteria.aimer([one])[0]) > 1e-3
+
+
+def test_ean_grows_with_the_root_of_the_tokens_and_msan_does_not():
+    squares, count = np.random.default_rng(0).gamma(1.0, size=(4, 6)), np.array([3.0, 0.0, 5.0, 1.0])
+    squares[1] = 0
+    np.testing.assert_allclose(criteria.ean(squares * 4), 2 * criteria.ean(squares))
+    np.testing.assert_allclose(criteria.msan(squares * 4, count * 4), criteria.msan(squares, count))
+    assert criteria.ean(squares)[1] == criteria.msan(squares, count)[1] == 0
 
 
 def test_random_depends_on_seed_and_layer_and_on_nothing_else(case: Case):
@@ -151,7 +232,7 @@ def test_equal_saliencies_keep_the_lower_index_then_the_lower_layer():
     assert everywhere == {0: list(range(12)), 2: [0, 1, 2], 3: [0, 1, 2]}
 
 
-@pytest.mark.parametrize("criterion", [*criteria.FROM_STATISTICS, "weight_norm"])
+@pytest.mark.parametrize("criterion", [*criteria.FROM_STATISTICS, *criteria.FROM_WEIGHTS, "router_norm"])
 @pytest.mark.parametrize("scope", ["layer", "global"])
 def test_permuting_the_experts_permutes_the_plan(case: Case, criterion: str, scope: str):
     rng = np.random.default_rng(11)
@@ -160,6 +241,11 @@ def test_permuting_the_experts_permutes_the_plan(case: Case, criterion: str, sco
     before = method.decide(case.statistics, QUARTER, 0)
     after = method.decide(relabelled(case.statistics, order), QUARTER, 0)
     kept_before, kept_after = kept_by(before), kept_by(after)
+    sign = -1 if before.largest_goes else 1
+    before, after = (
+        replace(one, saliency={layer: sign * values for layer, values in one.saliency.items()})
+        for one in (before, after)
+    )
     cuts = {layer: min(before.saliency[layer][kept]) for layer, kept in kept_before.items()}
     for layer, names in order.items():
         np.testing.assert_array_equal(after.saliency[layer], before.saliency[layer][names])
@@ -174,14 +260,17 @@ def test_permuting_the_experts_permutes_the_plan(case: Case, criterion: str, sco
 
 def without_tokens_for(case: Case, layer: int, experts: list[int]):
     statistics = case.statistics
-    for name in ("frequency", "weighted_ean_sum", "ean_sum", "gate_sum"):
+    for name in ("frequency", "weighted_ean_sum", "ean_sum", "gate_sum", "output_square_sum", "token_ids"):
         values = statistics.get(layer, name).copy()
         values[experts] = 0
         statistics = with_statistic(statistics, layer, name, values)
     return statistics
 
 
-@pytest.mark.parametrize("criterion", ["reap", "frequency", "ean_mean", "ean_sum", "gate_sum", "weighted_ean_sum"])
+@pytest.mark.parametrize(
+    "criterion",
+    ["reap", "frequency", "ean_mean", "ean_sum", "gate_sum", "weighted_ean_sum", "ean", "msan", "vocabulary_coverage"],
+)
 def test_never_routed_experts_go_first_with_one_warning(criterion: str):
     statistics = without_tokens_for(made_up_case(10), 2, [0, 5, 6])
     with pytest.warns(UserWarning, match="3 of 36 experts were never routed to") as caught:
@@ -221,7 +310,7 @@ def test_a_statistic_of_the_wrong_length_is_refused():
 def test_unknown_options_list_the_known_ones():
     with pytest.raises(WinnowError, match="unknown criterion 'reep'; known: reap, frequency"):
         ExpertPruning("x", "reep")
-    with pytest.raises(WinnowError, match="unknown scope 'model'; known: layer, global"):
+    with pytest.raises(WinnowError, match="unknown scope 'model'; known: layer, global, list"):
         ExpertPruning("x", "reap", "model")
 
 

@@ -76,3 +76,9 @@ def sum_by_expert(expert: Tensor, values: Tensor, num_experts: int) -> Tensor:
 def by_group(bounds: Sequence[int], reduce: Callable[[slice], Tensor]) -> Tensor:
     """``reduce`` of every expert's slice of rows that are sorted by expert, stacked; ``bounds`` (E,) are their ends."""
     return torch.stack([reduce(slice(start, end)) for start, end in zip([0, *bounds[:-1]], bounds, strict=True)])
+
+
+def column_squares(rows: Tensor) -> Tensor:
+    """(C,) float64: the sum of squares in each column of ``rows`` (n, C)."""
+    precise = torch.promote_types(rows.dtype, torch.float32)
+    return torch.linalg.vector_norm(rows, dim=0, dtype=precise).double().square()

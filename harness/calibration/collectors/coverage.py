@@ -14,14 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from harness.calibration.collectors.collector import by_group, zeros
+from harness.calibration.collectors.collector import by_group, column_squares, zeros
 from harness.calibration.collectors.events import BlockOutput, PairActivations, WeightedOutputs
 from harness.calibration.fused_experts import FusedExperts
 
 
 def input_square_sum(event: PairActivations, experts: FusedExperts) -> Tensor:
     pairs = event.pairs
-    return by_group(pairs.bounds, lambda group: _column_squares(event.hidden[pairs.token[group]]))
+    return by_group(pairs.bounds, lambda group: column_squares(event.hidden[pairs.token[group]]))
 
 
 def channel_square_sum(event: PairActivations, experts: FusedExperts) -> Tensor:
@@ -30,15 +30,9 @@ def channel_square_sum(event: PairActivations, experts: FusedExperts) -> Tensor:
 
 def channel_squares(gate_up: Tensor, activations: Tensor, bounds: Sequence[int], experts: FusedExperts) -> Tensor:
     """(E, 3, I): of every expert's rows, the squares of gate output, up output and activations, summed."""
-    gate, up = experts.gate_and_up(by_group(bounds, lambda group: _column_squares(gate_up[group])))
-    inside = by_group(bounds, lambda group: _column_squares(activations[group]))
+    gate, up = experts.gate_and_up(by_group(bounds, lambda group: column_squares(gate_up[group])))
+    inside = by_group(bounds, lambda group: column_squares(activations[group]))
     return torch.stack([gate, up, inside], dim=1)
-
-
-def _column_squares(rows: Tensor) -> Tensor:
-    """(C,) float64: the sum of squares in each column of ``rows`` (n, C)."""
-    precise = torch.promote_types(rows.dtype, torch.float32)
-    return torch.linalg.vector_norm(rows, dim=0, dtype=precise).double().square()
 
 
 @dataclass

@@ -23,13 +23,14 @@ class BatchStart:
 @dataclass(frozen=True, eq=False)
 class RouterOutput:
     """``inputs`` (..., H) go into the router; ``logits`` (N, E) are raw, ``gates`` and ``indices`` (N, k) of the
-    selected experts."""
+    selected experts. ``sigmoid``: the router takes the sigmoid of a logit, not a softmax of all of them."""
 
     inputs: Tensor
     logits: Tensor
     gates: Tensor
     indices: Tensor
     layout: BatchLayout
+    sigmoid: bool = False
 
     @cached_property
     def real_logits(self) -> Tensor:
@@ -37,9 +38,11 @@ class RouterOutput:
         return self.layout.without_padding(self.logits)
 
     @cached_property
-    def probabilities(self) -> Tensor:
-        """(T, E) full softmax of the logits, in float32 or better."""
+    def scores(self) -> Tensor:
+        """(T, E) full softmax of the logits, or their sigmoids, in float32 or better."""
         precise = torch.promote_types(self.real_logits.dtype, torch.float32)
+        if self.sigmoid:
+            return torch.sigmoid(self.real_logits.to(precise))
         return torch.softmax(self.real_logits, dim=-1, dtype=precise)
 
     @cached_property

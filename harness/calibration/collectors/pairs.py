@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from harness.calibration.collectors.collector import sum_by_expert, zeros
+from harness.calibration.collectors.collector import by_group, column_squares, sum_by_expert, zeros
 from harness.calibration.collectors.events import PairOutputs, RoutedPairs
 from harness.calibration.fused_experts import FusedExperts
 
@@ -23,6 +23,10 @@ def ean_sum(event: PairOutputs, experts: FusedExperts) -> Tensor:
 
 def weighted_ean_sum(event: PairOutputs, experts: FusedExperts) -> Tensor:
     return sum_by_expert(event.pairs.expert, event.norms * event.pairs.gate.double(), experts.num_experts)
+
+
+def output_square_sum(event: PairOutputs, experts: FusedExperts) -> Tensor:
+    return by_group(event.pairs.bounds, lambda group: column_squares(event.output[group]))
 
 
 @dataclass
@@ -69,3 +73,27 @@ class MaxActivation:
 
     def arrays(self) -> dict[str, np.ndarray]:
         return {"max_activation": self.largest.cpu().numpy()}
+
+
+@dataclass
+class TokenIds:
+    """``token_ids``: marks instead of a sum."""
+
+    name: ClassVar[str] = "token_ids"
+    sees: ClassVar[tuple[type, ...]] = (RoutedPairs,)
+    experts: FusedExperts
+    vocabulary: int
+    seen: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        shape = (self.experts.num_experts, self.vocabulary)
+        self.seen = torch.zeros(shape, dtype=torch.bool, device=self.experts.device)
+
+    def add(self, pairs: RoutedPairs) -> None:
+        self.seen[pairs.expert, pairs.layout.ids[pairs.token]] = True
+
+    def running(self) -> Mapping[str, Tensor]:
+        return {}  # marks are finite
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        return {self.name: self.seen.cpu().numpy()}

@@ -1,4 +1,4 @@
-"""Statistics of the router's output: probabilities, first choices, and how alike the logits of two experts are."""
+"""Statistics of the router's output: scores, first choices, and how alike the logits of two experts are."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,17 +15,17 @@ from harness.calibration.fused_experts import FusedExperts
 _GRAM, _DISTANCE = "router_gram", "router_document_distance"
 
 
-def probability_sum(event: RouterOutput, experts: FusedExperts) -> Tensor:
-    return event.probabilities.sum(0, dtype=torch.float64)
+def score_sum(event: RouterOutput, experts: FusedExperts) -> Tensor:
+    return event.scores.sum(0, dtype=torch.float64)
 
 
 def top1_frequency(event: RouterOutput, experts: FusedExperts) -> Tensor:
     return torch.bincount(event.best.squeeze(1), minlength=experts.num_experts)
 
 
-def top1_confidence_sum(event: RouterOutput, experts: FusedExperts) -> Tensor:
-    confidence = event.probabilities.gather(1, event.best).double()
-    return sum_by_expert(event.best.squeeze(1), confidence.squeeze(1), experts.num_experts)
+def top1_score_sum(event: RouterOutput, experts: FusedExperts) -> Tensor:
+    score = event.scores.gather(1, event.best).double()
+    return sum_by_expert(event.best.squeeze(1), score.squeeze(1), experts.num_experts)
 
 
 @dataclass

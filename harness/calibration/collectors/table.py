@@ -13,11 +13,12 @@ from harness.calibration.fused_experts import FusedExperts
 
 _SUMS: dict[str, tuple[type, Term]] = {
     "gate_sum": (RoutedPairs, pairs.gate_sum),
-    "router_probability_sum": (RouterOutput, router.probability_sum),
+    "router_score_sum": (RouterOutput, router.score_sum),
     "top1_frequency": (RouterOutput, router.top1_frequency),
-    "top1_confidence_sum": (RouterOutput, router.top1_confidence_sum),
+    "top1_score_sum": (RouterOutput, router.top1_score_sum),
     "ean_sum": (PairOutputs, pairs.ean_sum),
     "weighted_ean_sum": (PairOutputs, pairs.weighted_ean_sum),
+    "output_square_sum": (PairOutputs, pairs.output_square_sum),
     "channel_square_sum": (PairActivations, coverage.channel_square_sum),
     "input_square_sum": (PairActivations, coverage.input_square_sum),
 }
@@ -31,14 +32,19 @@ _ALONE: dict[str, Callable[[FusedExperts], Collector]] = {
 }
 
 
-def collectors_for(names: frozenset[str], sources: int, part: Part, experts: FusedExperts) -> list[Collector]:
+def collectors_for(
+    names: frozenset[str], sources: int, part: Part, vocabulary: int, experts: FusedExperts
+) -> list[Collector]:
     """Collectors of the statistics ``names`` and of the usage by source of text, from which ``frequency`` comes.
 
-    ``part`` is the place of this pass in the whole corpus; texts come from ``sources`` sources.
+    ``part`` is the place of this pass in the whole corpus; texts come from ``sources`` sources. Ids of tokens are below
+    ``vocabulary``.
     """
     found: list[Collector] = [pairs.Usage(experts, sources)]
     found += [Sum(name, *_SUMS[name], experts) for name in _SUMS if name in names]
     found += [_ALONE[name](experts) for name in _ALONE if name in names]
+    if pairs.TokenIds.name in names:
+        found.append(pairs.TokenIds(experts, vocabulary))
     if grams := names & router.RouterGrams.provides:
         found.append(router.RouterGrams(grams, experts))
     if samples := names & SampledTokens.provides:

@@ -16,13 +16,13 @@ from harness.calibration.collected import Part
 from harness.calibration.collectors.table import collectors_for
 from harness.calibration.recorder import Recorder
 from harness.calibration.tokens import TokenSequence, tokenize
-from harness.contracts.statistics import RELEASED, SAMPLED, STATISTICS
+from harness.contracts.statistics import BY_ID, RELEASED, SAMPLED, STATISTICS
 from harness.data.rows import Document
 from harness.errors import WinnowError
 from harness.families.moe_block import MoeBlock, moe_block
 from harness.families.table import FAMILIES
-from tests.brute_force import brute_force_statistics
-from tests.tiny import FAMILY_NAMES, byte_tokenizer, save_tiny, tiny_model
+from tests.brute_force import SIGMOID, brute_force_statistics, routed_documents
+from tests.tiny import ALL_FAMILIES, FAMILY_NAMES, byte_tokenizer, save_tiny, tiny_model
 
 ALL = frozenset(STATISTICS)
 ORDER_FREE = ALL - RELEASED - SAMPLED  # packing puts the documents of the pass into another order
@@ -47,7 +47,7 @@ def run(model, sequences, names=ALL, batch_size=8):
 
 def recorder(layer, names, router_output=()):
     """Of 48 tokens of one source."""
-    return Recorder(layer, router_output, partial(collectors_for, names, 1, Part(0, 48)))
+    return Recorder(layer, router_output, partial(collectors_for, names, 1, Part(0, 48), 300))
 
 
 def assert_close(actual, expected, names=ALL, rtol=1e-5):
@@ -71,6 +71,29 @@ def test_every_statistic_equals_brute_force(family):
     assert (actual.tokens, actual.sequences) == (55, 5)
     statistics = to_statistics(actual, expected.expert_weights)
     assert (statistics.num_experts, statistics.top_k, statistics.tokens) == (8, 2, 55)
+
+
+@pytest.mark.parametrize("family", ALL_FAMILIES)
+def test_the_scores_of_a_router_are_its_own(family):
+    """Softmax of all logits or sigmoid, token by token: of a sigmoid router, gate values are in proportion to it."""
+    model, names = tiny_model(family), frozenset({"router_score_sum", "top1_score_sum", "top1_frequency"})
+    texts = documents([17, 3, 25])
+    actual = run(model, [sequence(text) for text in texts], names, batch_size=2)
+    assert FAMILIES[family].sigmoid_router == (family in SIGMOID)
+    for layer, seen in routed_documents(model, texts).items():
+        want = {name: np.zeros(8) for name in names}
+        for document in seen:
+            for logits, gates, indices in zip(document.logits, document.gates, document.indices, strict=True):
+                softmax = np.exp(logits) / np.exp(logits).sum()
+                score = 1 / (1 + np.exp(-logits)) if family in SIGMOID else softmax
+                best = indices[gates.argmax()]
+                if family in SIGMOID:
+                    ratio = gates / score[indices]
+                    np.testing.assert_allclose(ratio, ratio[0], rtol=1e-4)
+                want["router_score_sum"] += score
+                want["top1_score_sum"][best] += score[best]
+                want["top1_frequency"][best] += 1
+        assert_close({layer: actual.layers[layer]}, {layer: want}, names)
 
 
 @pytest.mark.parametrize("family", FAMILY_NAMES)
@@ -128,7 +151,7 @@ def test_the_model_computes_the_same_while_it_is_recorded(family, dtype):
     model = tiny_model(family).to(dtype)
     model.set_experts_implementation("grouped_mm")
     ids = torch.tensor(documents([24, 24]))
-    layout = BatchLayout(torch.ones(48, dtype=torch.bool), ((0, 24), (24, 48)), torch.zeros(48).long(), 48)
+    layout = BatchLayout(torch.ones(48, dtype=torch.bool), ((0, 24), (24, 48)), torch.zeros(48).long(), 48, ids.reshape(-1))
     recorders = [recorder(layer, ALL, FAMILIES[family].router_output) for layer in (0, 1)]
     with torch.inference_mode():
         before = model(ids, use_cache=False).logits
@@ -158,7 +181,7 @@ def test_experts_with_biases_and_transposed_weights():
     found = recorder(0, frozenset({"output_mean", "ean_sum"}))
     with torch.no_grad():
         with found.watching(MoeBlock(torch.nn.Identity(), torch.nn.Identity(), torch.nn.Identity(), experts)):
-            found.start_batch(BatchLayout(real, ((0, 7),), torch.zeros(10).long(), 7))
+            found.start_batch(BatchLayout(real, ((0, 7),), torch.zeros(10).long(), 7, torch.arange(10)))
             result = experts(x, indices, gates)
         expected = grouped_mm_experts_forward(experts, x, indices, gates)
         one = torch.ones(7, 1)
@@ -226,8 +249,8 @@ def test_bad_input_says_what_is_wrong(sequences, names, batch_size, message):
 
 def test_what_a_setting_asks_for():
     needed = frozenset({"frequency"})
-    assert wanted_statistics("all", needed) == ORDER_FREE
-    assert wanted_statistics("all", RELEASED | SAMPLED) == ALL
+    assert wanted_statistics("all", needed) == ORDER_FREE - BY_ID
+    assert wanted_statistics("all", RELEASED | SAMPLED | BY_ID) == ALL
     assert wanted_statistics("needed", needed) == needed
     assert wanted_statistics("auto", needed) == needed
     assert wanted_statistics("auto", needed, also=frozenset({"gate_sum"})) == {"frequency", "gate_sum"}

@@ -20,7 +20,7 @@ from harness.calibration.drive import drive
 from harness.calibration.fused_experts import FusedExperts
 from harness.calibration.recorder import Recorder
 from harness.calibration.tokens import TokenSequence
-from harness.contracts.statistics import RELEASED, SAMPLED, SQUARE, STATISTICS
+from harness.contracts.statistics import BY_ID, RELEASED, SAMPLED, SQUARE, STATISTICS
 from harness.errors import WinnowError
 from harness.families.moe_block import moe_block
 from harness.families.table import FAMILIES
@@ -42,7 +42,7 @@ def experts(family: str = "qwen3_moe") -> FusedExperts:
 
 @pytest.mark.parametrize("name", STATISTICS)
 def test_every_statistic_has_a_collector_that_sees_what_is_declared(name: str) -> None:
-    found = collectors_for(frozenset({name}), 1, Part(0, 10), experts())
+    found = collectors_for(frozenset({name}), 1, Part(0, 10), 300, experts())
     assert len(found) == (1 if name == "frequency" else 2), "the usage is always counted"
     assert set(found[-1].sees) <= SEEN[STATISTICS[name].sees]
 
@@ -50,7 +50,10 @@ def test_every_statistic_has_a_collector_that_sees_what_is_declared(name: str) -
 def test_groups_of_statistics_follow_from_the_declarations() -> None:
     assert {"released_attribution", "released_activation"} == RELEASED
     assert {"sampled_inputs", "sampled_output_gram"} == SAMPLED
+    assert {"token_ids"} == BY_ID
     assert {"router_gram", "router_document_distance", "sampled_output_gram"} == SQUARE
+    assert STATISTICS["token_ids"].sizes(8, 32, 16, vocabulary=300) == (8, 300)
+    assert {name for name, declared in STATISTICS.items() if declared.itemsize != 8} == BY_ID
     assert STATISTICS["channel_square_sum"].sizes(8, 32, 16) == (8, 3, 16)
     assert STATISTICS["sampled_output_gram"].sizes(128, 32, 16) == (128, 128, 512)
     assert STATISTICS["sampled_inputs"].sizes(8, 32, 16, tokens=5) == (5, 32)
@@ -122,13 +125,13 @@ def test_nothing_is_computed_that_no_collector_asks_for(monkeypatch: pytest.Monk
     calls = []
     linear = FusedExperts._linear
     monkeypatch.setattr(FusedExperts, "_linear", lambda self, x, *rest: calls.append(len(x)) or linear(self, x, *rest))
-    lazy = [(RouterOutput, "probabilities"), (RouterOutput, "best"), (PairOutputs, "norms"), (AllTokens, "real")]
+    lazy = [(RouterOutput, "scores"), (RouterOutput, "best"), (PairOutputs, "norms"), (AllTokens, "real")]
     for event, name in [*lazy, (RoutedPairs, "bounds"), (RoutedPairs, "documents"), (BlockOutput, "scale")]:
         monkeypatch.setattr(event, name, property(lambda self, name=name: pytest.fail(name)))
     family = FAMILIES["qwen3_moe"]
     model, recorders = tiny_model("qwen3_moe"), []
     for layer in (0, 1):
-        make = lambda experts: collectors_for(frozenset({"gate_sum"}), 1, Part(0, 13), experts)  # noqa: E731
+        make = lambda experts: collectors_for(frozenset({"gate_sum"}), 1, Part(0, 13), 300, experts)  # noqa: E731
         recorders.append(Recorder(layer, family.router_output, make))
     drive(model, family, sequences(), recorders, batch_size=3)
     assert calls == [26] * 4  # gate and up, and down, of the routed pairs of each layer
@@ -143,7 +146,7 @@ def test_observers_of_one_layer_need_no_other() -> None:
     names = frozenset(STATISTICS)
 
     def recorders() -> list[Recorder]:
-        make = lambda experts: collectors_for(names, 1, Part(0, 13), experts)  # noqa: E731
+        make = lambda experts: collectors_for(names, 1, Part(0, 13), 300, experts)  # noqa: E731
         return [Recorder(layer, family.router_output, make) for layer in (1, 2)]
 
     together, apart = recorders(), recorders()
