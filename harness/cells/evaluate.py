@@ -10,6 +10,7 @@ from typing import Any
 
 from harness.apart import apart
 from harness.backends.counter import counter_of
+from harness.backends.once import Once
 from harness.cells.cell import tasks_of
 from harness.cells.check import make
 from harness.cells.needs import longest_request
@@ -74,7 +75,8 @@ def evaluate(
     """Every task of the suite on the model in ``checkpoint``; nothing is loaded for an empty suite.
 
     ``baseline`` holds the samples of the model in ``uncompressed``; both are None where this is that model. Two models
-    are never open at once: what a task's ``observe`` saw is compared when the uncompressed model has taken over.
+    are never open at once: what a task's ``observe`` saw is compared when the uncompressed model has taken over. What
+    two tasks ask alike is written once (``Once``); the engine's facts say by task how many answers were there already.
     ``unopened`` is the setting by which the uncompressed model is not opened: what needs it open is not measured then,
     and without ``baseline`` neither is what compares with its samples.
     """
@@ -93,7 +95,9 @@ def evaluate(
     with clock.stage("load"):
         backend = _open(config, checkpoint)
     with closing(backend):
+        once, shared = Once(backend), {}
         for name, task in tasks.items():
+            before = once.shared
             with clock.stage(f"task_{name}"), done.noting_broken(name):
                 match task:
                     case TwoModelsTask() if unopened:
@@ -113,10 +117,12 @@ def evaluate(
                             f"suite.tasks.{name}: {type(task).__name__} asks nothing: it has none of run, run_on, "
                             "run_against, and observe with compare"
                         )
+            if once.shared > before:
+                shared[name] = once.shared - before
         if uncompressed is None:
             compare(backend)
         clock.seconds |= {what: round(seconds, 3) for what, seconds in backend.seconds.items()}
-        done.engine.update(backend.facts)
+        done.engine.update(backend.facts | ({"answers_shared": shared} if shared else {}))
     if uncompressed is not None and observed:
         with clock.stage("load_baseline"):
             backend = _open(config, uncompressed)
