@@ -19,7 +19,7 @@ SETTINGS: list[tuple[str, ...]] = [
     ("ratio=true",),
     ("layout=tight", "layout=tight", "compact", "expanded"),
     ("lower_top_k=maybe", "lower_top_k=maybe", "true or false"),
-    ("keep_checkpoint=2", "keep_checkpoint=2", "true or false"),
+    ("keep_checkpoint=2", "keep_checkpoint=2", "true, false or"),
     ("dry_run=perhaps", "dry_run=perhaps", "true or false"),
     ("strict_versions=no way",),
     ("output_dir=null", "output_dir=null", "folder"),
