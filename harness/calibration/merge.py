@@ -31,7 +31,7 @@ def merged_in_order(parts: Iterable[Collected]) -> Collected:
     """As ``merged``, of parts that come in the order of the pass, so that no more than two are held at once."""
     whole: Collected | None = None
     for each in parts:
-        whole = _joined(whole, each) if whole is not None else _first(each)
+        whole = joined(whole, each) if whole is not None else _first(each)
     if whole is None:
         raise WinnowError("calibration: there are no parts to merge")
     if whole.tokens != _part(whole).total:
@@ -52,21 +52,20 @@ def _first(collected: Collected) -> Collected:
 
 
 def _check_joins(first: Collected, second: Collected) -> None:
-    """``first`` begins at token 0, and so ends behind as many as it has."""
     one, other = (
         (each.num_experts, each.top_k, each.n_group, each.layers.keys(), each.names, _part(each).total)
         for each in (first, second)
     )
     if one != other:
         raise WinnowError("calibration: the parts to merge are of different models, corpora or statistics")
-    end, start = first.tokens, _part(second).offset
+    end, start = _part(first).offset + first.tokens, _part(second).offset
     if start < end:
         raise WinnowError(f"calibration: the part from token {start} is there twice: give each once")
     if start > end:
         raise WinnowError(f"calibration: the part from token {end} to {start} is missing")
 
 
-def _joined(first: Collected, second: Collected) -> Collected:
+def joined(first: Collected, second: Collected) -> Collected:
     """Of two parts, one behind the other. Raises WinnowError where they are not."""
     _check_joins(first, second)
     return replace(

@@ -72,7 +72,7 @@ class ModelByLayer:
         with loading_faults(self.folder), layers_built_as_stored(self.family, self._layouts):
             config = AutoConfig.from_pretrained(self.folder, local_files_only=True)
             vars(config).pop(QUANTISED, None)  # the reader takes care of it
-            self.dtype = dtype_in_memory(self._reader, config, dtype)
+            self.dtype = dtype_of(self._reader, config.dtype, dtype)
             with torch.device("meta"):
                 self.skeleton: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=self.dtype).eval()
         self._mapping = get_model_conversion_mapping(self.skeleton)
@@ -119,7 +119,7 @@ class ModelByLayer:
         Read ahead are the files, into the system's cache, so that no second layer takes memory of the process.
         """
         order = list(wanted)
-        for layer, following in zip(order, [*order[1:], None], strict=True):
+        for layer, following in zip(order, [*order[1:], None], strict=False):
             with self._reading_ahead(following), self.layer(layer):
                 yield layer
 
@@ -257,7 +257,7 @@ class ModelByLayer:
             device_map={"": device},
             dtype=self.dtype,
             dtype_plan=self.skeleton._get_dtype_plan(self.dtype),
-            weight_mapping=self._mapping,
+            weight_mapping=self._mapping,  # type: ignore[arg-type]
         )
         with experts_padded_where_ragged(self._layouts), progress.showing(False):  # a bar a layer is too many
             info, _ = convert_and_load_state_dict_in_model(self.skeleton, dict(state), options)
@@ -284,14 +284,13 @@ def _hand_on(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     return hidden_states
 
 
-def dtype_in_memory(reader: CheckpointReader, config: Any, dtype: str | torch.dtype) -> torch.dtype:
-    """``dtype`` itself, or for "auto" that of the config or, where it is silent, of the first tensor with fractions."""
-    if isinstance(dtype, torch.dtype):
-        return dtype
-    if dtype != "auto":
-        return getattr(torch, dtype)  # type: ignore[no-any-return]
-    if config.dtype is not None:
-        return config.dtype  # type: ignore[no-any-return]
+def dtype_of(reader: CheckpointReader, stated: str | torch.dtype | None, dtype: str | torch.dtype) -> torch.dtype:
+    """``dtype`` itself, or for "auto" the one that config.json has ``stated``, or that of the first tensor."""
+    wanted = stated if dtype == "auto" and stated is not None else dtype
+    if isinstance(wanted, torch.dtype):
+        return wanted
+    if wanted != "auto":
+        return getattr(torch, wanted)  # type: ignore[no-any-return]
     tensors = map(reader.tensor, reader.names())
     return next((tensor.dtype for tensor in tensors if tensor.is_floating_point()), torch.float32)
 

@@ -1,0 +1,201 @@
+"""Models for a pass: whole, or where they are larger than memory one decoder layer at a time.
+
+What is in memory then is one layer, what is outside of the layers (the embedding) and, unless they are on disk, the
+hidden states of the text. A corpus whose hidden states do not fit goes through in parts.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import psutil
+import torch
+from transformers import PreTrainedModel
+
+from harness.calibration.collected import Part
+from harness.calibration.shards import parts
+from harness.calibration.tokens import TokenSequence
+from harness.checkpoints.by_layer import ModelByLayer, dtype_of
+from harness.checkpoints.config import read_config
+from harness.checkpoints.fingerprint import model_fingerprint
+from harness.checkpoints.hub import resolve_checkpoint
+from harness.checkpoints.load import load_model
+from harness.checkpoints.reader import CheckpointReader
+from harness.checkpoints.sizes import checkpoint_sizes
+from harness.errors import WinnowError
+
+log = logging.getLogger(__name__)
+
+Stream = Literal["auto", "always", "never"]
+_GIB = 2**30
+_MARGIN = 1.25  # of memory: what is computed with weights and hidden states takes some too
+_STACKING = 4 / 3  # of the largest layer, while its experts' matrices are put into one
+
+
+@dataclass(frozen=True)
+class StreamedModel:
+    """``model`` one layer at a time; ``memory`` bytes are left for hidden states.
+
+    ``state`` is a folder for passes that are not finished, or None: then they do not go on after a kill.
+    """
+
+    model: ModelByLayer
+    memory: int
+    state: Path | None = None
+
+    @property
+    def config(self) -> Any:
+        return self.model.config
+
+    @property
+    def skeleton(self) -> PreTrainedModel:
+        return self.model.skeleton
+
+    @cached_property
+    def fingerprint(self) -> str:
+        return model_fingerprint(self.model.folder)
+
+
+Model = PreTrainedModel | StreamedModel
+
+
+def open_for_pass(
+    folder: str | Path,
+    dtype: str = "auto",
+    device: str | int | dict[str, Any] = "cpu",
+    stream: Stream = "auto",
+    memory_gib: float | None = None,
+    state: Path | None = None,
+) -> Model:
+    """The checkpoint for ``collect``, ``gate_ratio_counts`` and ``diagnose``: whole, or one layer at a time.
+
+    ``stream`` is calibration.stream: "auto" takes one layer at a time where the model does not fit the memory that is
+    free on ``device`` (on a CPU also not ``memory_gib``), and never where a device map says where each part goes.
+    ``memory_gib`` is how much of the host's memory a pass by layers may take, by default what is free with a margin.
+    ``state`` is a folder in which such a pass keeps what it has so far.
+
+    Raises WinnowError as ``load_model`` does, and where there is less memory than one layer needs.
+    """
+    folder = resolve_checkpoint(folder)
+    if stream == "never" or (stream == "auto" and _fits(folder, dtype, device, memory_gib)):
+        return load_model(folder, dtype, device)  # type: ignore[arg-type]
+    where = _one_device(device)
+    log.info("%s is read one layer at a time, to %s", folder, where)
+    model = ModelByLayer(folder, dtype, where)
+    return StreamedModel(model, _left_for_hidden_states(model, memory_gib), state)
+
+
+def chunks(model: Model, sequences: Sequence[TokenSequence], batch_size: int) -> list[tuple[list[TokenSequence], Part]]:
+    """The corpus in parts whose hidden states fit, in the order of a pass; one part for a whole model.
+
+    Their number is a power of two, so that a little more or less free memory seldom changes it. Raises WinnowError
+    where one batch does not fit.
+    """
+    count = 1
+    while isinstance(model, StreamedModel):
+        found = [each for each in parts(sequences, batch_size, count) if each[0]]
+        largest = max(_hidden_bytes(model, some, batch_size) for some, _ in found)
+        if largest <= model.memory:
+            return found
+        if count >= len(sequences):
+            raise WinnowError(
+                f"calibration: the hidden states of one batch need {largest / _GIB:.3g} GiB, but "
+                f"{model.memory / _GIB:.3g} are left: set calibration.batch_size lower or calibration.memory_gib higher"
+            )
+        count *= 2
+    return parts(sequences, batch_size, count)
+
+
+# --- memory -----------------------------------------------------------------------------------------------------------
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that this process can still take on ``device``; on a CPU no more than its control group allows."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return min(psutil.virtual_memory().available, _left_in_group())
+
+
+def _left_in_group() -> int:
+    """What Linux leaves this process of the limit of its control group, whose cached files can go."""
+    for limit, used, cached in (
+        ("memory.max", "memory.current", "inactive_file"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_inactive_file"),
+    ):
+        root = Path("/sys/fs/cgroup")
+        try:
+            told = (root / limit).read_text().strip()
+            taken = int((root / used).read_text())
+            lines = (root / Path(limit).parent / "memory.stat").read_text().splitlines()
+        except (OSError, ValueError):
+            continue
+        if not told.isdecimal():
+            continue
+        files = next((int(line.split()[1]) for line in lines if line.split()[0] == cached), 0)
+        return max(0, int(told) - taken + files)
+    return 2**63 - 1
+
+
+def _fits(folder: Path, dtype: str, device: Any, memory_gib: float | None) -> bool:
+    if isinstance(device, Mapping):
+        return True
+    names = str(_one_device(device))
+    if str(device) in ("auto", "balanced", "balanced_low_0", "sequential") and torch.cuda.is_available():
+        free = sum(free_memory(torch.device("cuda", number)) for number in range(torch.cuda.device_count()))
+    else:
+        free = free_memory(torch.device(names))
+    if torch.device(names).type == "cpu" and memory_gib is not None:
+        free = min(free, int(memory_gib * _GIB))
+    return _MARGIN * _whole_bytes(folder, dtype) <= free
+
+
+def _whole_bytes(folder: Path, dtype: str) -> int:
+    config, sizes = read_config(folder), checkpoint_sizes(folder)
+    stated = config.get("dtype") or config.get("torch_dtype")
+    itemsize = dtype_of(CheckpointReader(folder), stated, dtype).itemsize
+    stored = sizes["expert_bytes"] / max(sizes["expert_parameters"], 1)
+    return int((sizes["parameters"] + sizes["padding_bytes"] / stored) * itemsize)
+
+
+def _one_device(device: Any) -> torch.device:
+    """A layer is on one device: the first one of a device map, or of those that a name stands for."""
+    if isinstance(device, Mapping):
+        return _one_device(next((place for place in device.values() if place not in ("cpu", "disk")), "cpu"))
+    if isinstance(device, int):
+        return torch.device("cuda", device)
+    if str(device) in ("auto", "balanced", "balanced_low_0", "sequential"):
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(device)
+
+
+def _hidden_bytes(model: StreamedModel, sequences: Sequence[TokenSequence], batch_size: int) -> int:
+    """Of all batches, padding included."""
+    lengths = [len(sequence.input_ids) for sequence in sequences]
+    positions = 0
+    for start in range(0, len(lengths), batch_size):
+        positions += max(lengths[start : start + batch_size]) * len(lengths[start : start + batch_size])
+    return positions * int(model.config.hidden_size) * model.model.dtype.itemsize
+
+
+def _left_for_hidden_states(model: ModelByLayer, memory_gib: float | None) -> int:
+    """Bytes of the host. Raises WinnowError where one layer does not fit."""
+    layer, other = int(_STACKING * model.layer_bytes()), model.other_bytes()
+    host = int(free_memory(torch.device("cpu")) / _MARGIN) if memory_gib is None else int(memory_gib * _GIB)
+    told = f"one layer of {model.folder.name} at a time needs {(layer + other) / _GIB:.3g} GiB of memory"
+    if model.device.type == "cpu":
+        host -= layer + (other if memory_gib is not None else 0)  # what is loaded already is no longer free
+        if host <= 0:
+            had = f"calibration.memory_gib={memory_gib}" if memory_gib is not None else "what is free here"
+            raise WinnowError(
+                f"{told} and more for the text, but {had} is less: set calibration.memory_gib to at least "
+                f"{_MARGIN * (layer + other) / _GIB:.3g} on a machine that has it"
+            )
+    elif model.device.type == "cuda" and free_memory(model.device) < layer:
+        raise WinnowError(
+            f"{told}, but {model.device} has {free_memory(model.device) / _GIB:.3g} left: free it, or set "
+            "model.device=cpu"
+        )
+    return host
