@@ -273,8 +273,8 @@ class Settings(_Checked, total=False):
     baseline: Annotated[
         Any,
         AfterValidator(_baseline),
-        "the uncompressed model's record: `evaluate` it once, `skip` it, or take it `from=DIR`, another run's "
-        "output_dir; unless evaluate, that model is never opened",
+        "the uncompressed model's record: `evaluate` it once, `skip` it, or take it from DIR, another run's output_dir "
+        "(`baseline=from=DIR`); unless evaluate, that model is never opened",
     ]
     output_dir: Annotated[Any, AfterValidator(_path), "where records and all else go"]
     keep_checkpoint: Annotated[
