@@ -31,8 +31,8 @@ log = logging.getLogger(__name__)
 
 Stream = Literal["auto", "always", "never"]
 _GIB = 2**30
-_MARGIN = 1.25  # of memory: what is computed with weights and hidden states takes some too
-_STACKING = 4 / 3  # of the largest layer, while its experts' matrices are put into one
+MARGIN = 1.25  # of memory: what is computed with weights and hidden states takes some too
+STACKING = 4 / 3  # of the largest layer, while its experts' matrices are put into one
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ def _fits(folder: Path, dtype: str, device: Any, memory_gib: float | None) -> bo
         free = free_memory(torch.device(names))
     if torch.device(names).type == "cpu" and memory_gib is not None:
         free = min(free, int(memory_gib * _GIB))
-    return _MARGIN * _whole_bytes(folder, dtype) <= free
+    return MARGIN * _whole_bytes(folder, dtype) <= free
 
 
 def _whole_bytes(folder: Path, dtype: str) -> int:
@@ -182,8 +182,8 @@ def _hidden_bytes(model: StreamedModel, sequences: Sequence[TokenSequence], batc
 
 def _left_for_hidden_states(model: ModelByLayer, memory_gib: float | None) -> int:
     """Bytes of the host. Raises WinnowError where one layer does not fit."""
-    layer, other = int(_STACKING * model.layer_bytes()), model.other_bytes()
-    host = int(free_memory(torch.device("cpu")) / _MARGIN) if memory_gib is None else int(memory_gib * _GIB)
+    layer, other = int(STACKING * model.layer_bytes()), model.other_bytes()
+    host = int(free_memory(torch.device("cpu")) / MARGIN) if memory_gib is None else int(memory_gib * _GIB)
     told = f"one layer of {model.folder.name} at a time needs {(layer + other) / _GIB:.3g} GiB of memory"
     if model.device.type == "cpu":
         host -= layer + (other if memory_gib is not None else 0)  # what is loaded already is no longer free
@@ -191,7 +191,7 @@ def _left_for_hidden_states(model: ModelByLayer, memory_gib: float | None) -> in
             had = f"calibration.memory_gib={memory_gib}" if memory_gib is not None else "what is free here"
             raise WinnowError(
                 f"{told} and more for the text, but {had} is less: set calibration.memory_gib to at least "
-                f"{_MARGIN * (layer + other) / _GIB:.3g} on a machine that has it"
+                f"{MARGIN * (layer + other) / _GIB:.3g} on a machine that has it"
             )
     elif model.device.type == "cuda" and free_memory(model.device) < layer:
         raise WinnowError(
