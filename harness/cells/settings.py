@@ -85,7 +85,7 @@ def baseline_folder(value: Any) -> str | None:
 
 def spelled(words: Sequence[str]) -> list[str]:
     """The command line with ``baseline=from=DIR`` in quotes, which Hydra's grammar asks for: it has one ``=``."""
-    quote = re.compile(r"(\+{0,2}baseline=)(from=.+)", re.DOTALL)
+    quote = re.compile(r"(\+{0,2}baseline=)(from=.*)", re.DOTALL)
     return [
         f"{found[1]}'{found[2].replace(chr(39), chr(92) + chr(39))}'" if (found := quote.fullmatch(word)) else word
         for word in words
@@ -149,6 +149,11 @@ class _Calibration(_Checked, total=False):
         Annotated[int, Field(ge=0)] | None,
         "the part, from 0, whose pass this command makes before it ends; null: the parts are merged",
     ]
+    stream: Annotated[
+        Literal["auto", "always", "never"],
+        "whether weights are read one decoder layer at a time; auto: where the model does not fit its device",
+    ]
+    memory_gib: Annotated[Positive | None, "of the host, for such a pass; null: what is free, with a margin"]
     parts: Annotated[Any, AfterValidator(_parts), "documents of each corpus: [code:64,writing:32]"]
 
 
