@@ -5,14 +5,7 @@ checkpoints are served at their true size by ``harness.backends.vllm_plugin``.
 """
 
 import os
-import socket
-import subprocess
-import sys
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, suppress
-from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,6 +14,7 @@ from harness.backends import timed, vllm_guard
 from harness.backends.ending import before_end, end_marks, end_tokens, end_tokens_of
 from harness.backends.thinking import thinking_options
 from harness.backends.tokens import (
+    Request,
     cut,
     decode,
     encode,
@@ -32,20 +26,19 @@ from harness.backends.tokens import (
     thought_marks,
     windows,
 )
+from harness.backends.vllm_engine import scoring
+from harness.backends.vllm_process import EngineProcess
 from harness.checkpoints.hub import resolve_checkpoint
 from harness.checkpoints.quantize import served_facts, served_folder
 from harness.checkpoints.tokenizer import load_tokenizer
 from harness.contracts.backend import Distributions, LogLikelihood, Sampling, TokenLogprobs
 from harness.errors import WinnowError
-from harness.files import locked
 from harness.progress import bar as progress_bar
 
-# Greedy scoring of a prompt: the engine always writes a token, so one is written and thrown away.
-SCORE = {"max_tokens": 1, "temperature": 0.0, "detokenize": False}
 # On so few cores one thread is the fastest: several wait for each other, and for the scheduler beside them. It is not
 # bound to a core, on which the engine of a cell at its side would run too. On more cores vLLM arranges its threads.
 FEW_CORES = 4
-TAIL = 15  # lines of the engine's output that an error looks at
+RESERVED = 1  # tokens beside the longest sequence: of one that is scored the engine always writes another
 
 
 class Engine(Protocol):
@@ -56,78 +49,6 @@ class Engine(Protocol):
     def run(self, sequences: list[list[int]], settings: list[dict[str, Any]]) -> Iterator[tuple[int, Any]]: ...
 
     def close(self) -> None: ...
-
-
-class EngineProcess:
-    """An engine in a child process. Raises WinnowError where it does not start, fails or dies."""
-
-    def __init__(self, options: dict[str, Any], environment: dict[str, str], start_seconds: float) -> None:
-        self._resources = ExitStack()
-        try:
-            self._log = self._resources.enter_context(tempfile.TemporaryFile())  # noqa: SIM115
-            if not vllm_guard.is_cpu_build():
-                self._resources.enter_context(_this_gpu_alone())
-            ours, theirs = socket.socketpair()
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "harness.backends.vllm_engine", str(theirs.fileno())],
-                pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log,
-                env=os.environ | environment,
-            )  # fmt: skip
-            theirs.close()
-            self._resources.callback(self._end)
-            self._connection = self._resources.enter_context(Connection(ours.detach()))
-            self._send(("start", options))
-            if not self._connection.poll(start_seconds):
-                raise WinnowError(f"vLLM did not start within start_seconds={start_seconds:g}: {self._last_words()}")
-            self.facts: dict[str, Any] = self._receive()[0]
-        except BaseException:
-            self._resources.close()
-            raise
-
-    def run(self, sequences: list[list[int]], settings: list[dict[str, Any]]) -> Iterator[tuple[int, Any]]:
-        self._send(("run", sequences, settings))
-        for _ in sequences:
-            place, answer = self._receive()
-            yield place, answer
-
-    def close(self) -> None:
-        self._resources.close()
-
-    def _send(self, message: tuple[Any, ...]) -> None:
-        try:
-            self._connection.send(message)
-        except OSError as error:
-            raise WinnowError(f"the vLLM engine has stopped: {self._last_words()}") from error
-
-    def _receive(self) -> list[Any]:
-        try:
-            kind, *answer = self._connection.recv()
-        except (EOFError, OSError) as error:
-            raise WinnowError(f"the vLLM engine has stopped: {self._last_words()}") from error
-        if kind == "failed":
-            raise WinnowError(f"vLLM: {_advice(answer[0])}")
-        return answer
-
-    def _last_words(self) -> str:
-        """How the engine ended and what it last wrote."""
-        with suppress(subprocess.TimeoutExpired):
-            self._process.wait(5)
-        self._log.seek(0)
-        lines = self._log.read().decode(errors="replace").strip().splitlines()[-TAIL:]
-        telling = next(
-            (line for line in reversed(lines) if "Error" in line), lines[-1] if lines else "it wrote nothing"
-        )
-        code = self._process.poll()
-        ended = "still running" if code is None else f"signal {-code}" if code < 0 else f"exit code {code}"
-        return f"{ended}; {telling.strip()}"
-
-    def _end(self) -> None:
-        """The engine ends by itself when the connection is closed; it is killed where it does not."""
-        try:
-            self._process.wait(10)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
 
 
 class VLLMBackend:
@@ -189,15 +110,9 @@ class VLLMBackend:
 
     def loglikelihood(self, pairs: Sequence[tuple[str, str]], progress: str = "") -> list[LogLikelihood]:
         """The log-likelihood of each continuation, tokenized with its context as ``tokens.scoring_requests`` says."""
-        requests = list(scoring_requests(self.tokenizer, pairs, self.max_length - 1))
-        scored = self.score_tokens([[*r.context, *r.continuation] for r in requests], 0, progress)
         results = [LogLikelihood(0.0, 0)] * len(pairs)
-        for request, positions in zip(requests, scored, strict=True):
-            logprobs = [
-                position[token]
-                for token, position in zip(request.continuation, positions[-len(request.continuation) :], strict=True)
-            ]
-            results[request.index] = LogLikelihood(sum(logprobs), len(logprobs))
+        for request, _, logprobs in self._of_continuations(pairs, 0, progress):
+            results[request.index] = LogLikelihood(sum(logprobs[:, 0].tolist()), len(logprobs))
         return results
 
     def loglikelihood_rolling(self, texts: Sequence[str], progress: str = "") -> list[LogLikelihood]:
@@ -211,10 +126,10 @@ class VLLMBackend:
             for part in windows(tokens, self.max_length - 2)
         ]
         logprobs, counts = [0.0] * len(texts), [0] * len(texts)
-        scored = self.score_tokens([part for _, part in parts], 0, progress)
-        for (i, part), positions in zip(parts, scored, strict=True):
-            logprobs[i] += sum(position[token] for token, position in zip(part[1:], positions, strict=True))
-            counts[i] += len(positions)
+        scored = self._scored([part for _, part in parts], [1] * len(parts), 0, progress)
+        for (i, _), (_, scores) in zip(parts, scored, strict=True):
+            logprobs[i] += sum(scores[:, 0].tolist())
+            counts[i] += len(scores)
         return [LogLikelihood(*both) for both in zip(logprobs, counts, strict=True)]
 
     def token_logprobs(self, texts: Sequence[str], top: int, progress: str = "") -> list[TokenLogprobs]:
@@ -246,11 +161,9 @@ class VLLMBackend:
     ) -> Iterator[tuple[int, Distributions]]:
         """For each (context, continuation) the ``max_logprobs`` likeliest tokens at the first ``positions`` places of
         the continuation, tokenized as ``loglikelihood`` does."""
-        requests = list(scoring_requests(self.tokenizer, pairs, self.max_length - 1))
         top = int(self.facts["max_logprobs"]) if positions else 0
-        scored = self.score_tokens([[*r.context, *r.continuation] for r in requests], top, progress)
-        for request, places in zip(requests, scored, strict=True):
-            along = places[-len(request.continuation) :]
+        for request, *scores in self._of_continuations(pairs, top, progress):
+            along = _by_token(*scores)
             ranked = [sorted(place.items(), key=lambda item: -item[1])[:top] for place in along[:positions]]
             width = min(map(len, ranked), default=0)
             likeliest = np.array([best[:width] for best in ranked], dtype=np.float64).reshape(len(ranked), width, 2)
@@ -267,18 +180,47 @@ class VLLMBackend:
     def score_tokens(self, sequences: list[list[int]], top: int, progress: str = "") -> list[list[dict[int, float]]]:
         """For each sequence and each of its tokens but the first, {token: log-probability} of the token itself and of
         the ``top`` likeliest there. A sequence has at most ``max_length`` - 1 tokens."""
-        answers: list[list[dict[int, float]]] = [[] for _ in sequences]
+        return [_by_token(*scores) for scores in self._scored(sequences, [1] * len(sequences), top, progress)]
+
+    def _scored(
+        self, sequences: list[list[int]], firsts: list[int], top: int, progress: str
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        """``vllm_engine.scores`` of each sequence from its token number ``firsts[place]`` on."""
+        settings = [scoring(first, top) for first in firsts]
+        answers: list[Any] = [None] * len(sequences)
         with timed(self.seconds, "score"):
-            settings = [SCORE | {"prompt_logprobs": top}] * len(sequences)
-            for place, (_, logprobs) in self._run(sequences, settings, progress):
-                answers[place] = logprobs
+            for place, (_, scores) in self._run(sequences, settings, progress):
+                answers[place] = scores
         return answers
+
+    def _of_continuations(
+        self, pairs: Sequence[tuple[str, str]], top: int, progress: str
+    ) -> list[tuple[Request, np.ndarray, np.ndarray]]:
+        """Each pair's tokens (``tokens.scoring_requests``), and the scores of its continuation."""
+        requests = list(scoring_requests(self.tokenizer, pairs, self.max_length - 1))
+        sequences, firsts = [[*r.context, *r.continuation] for r in requests], [len(r.context) for r in requests]
+        scored = self._scored(sequences, firsts, top, progress)
+        return [(request, *scores) for request, scores in zip(requests, scored, strict=True)]
 
     def _run(
         self, sequences: list[list[int]], settings: list[dict[str, Any]], progress: str
     ) -> Iterator[tuple[int, Any]]:
+        room = self.facts.get("engine_length", self.max_length)
+        longest = max(
+            (len(s) + one.get("max_tokens", RESERVED) for s, one in zip(sequences, settings, strict=True)), default=0
+        )
+        if longest > room:
+            raise WinnowError(
+                f"a sequence of {longest} tokens, where the engine keeps room for {room}: a task told that it needs no "
+                "more; give backend.open.max_length"
+            )
         answers = self._engine.run(sequences, settings) if sequences else iter(())
         return iter(progress_bar(progress, len(sequences), answers))
+
+
+def _by_token(tokens: np.ndarray, logprobs: np.ndarray) -> list[dict[int, float]]:
+    """{token: log-probability} at each place."""
+    return [dict(zip(*both, strict=True)) for both in zip(tokens.tolist(), logprobs.tolist(), strict=True)]
 
 
 def _sampling(sampling: Sampling | None, place: int) -> dict[str, Any]:
@@ -286,23 +228,6 @@ def _sampling(sampling: Sampling | None, place: int) -> dict[str, Any]:
         return {"temperature": 0.0}
     seed = int(np.random.default_rng([sampling.seed, place]).integers(2**31))
     return {"temperature": sampling.temperature, "top_p": sampling.top_p, "seed": seed}
-
-
-def _advice(text: str) -> str:
-    """vLLM's words for a fault, with what to do about those that users meet."""
-    first = text.strip().splitlines()[0]
-    if "KV cache" in text and "max_model_len" in text:
-        return f"the KV cache is too small for the longest sequence: lower max_length or raise kv_cache_gib ({first})"
-    if "out of memory" in text.lower() or "Free memory on device" in text:
-        return f"not enough GPU memory: lower gpu_memory_utilization, or free the GPU ({first})"
-    return first
-
-
-def _this_gpu_alone() -> AbstractContextManager[None]:
-    """Waits until no other cell of this user's has an engine on the same GPUs."""
-    name = os.environ.get("CUDA_VISIBLE_DEVICES", "all").replace(",", "-")
-    lock = Path(tempfile.gettempdir()) / f"winnow-gpu-{os.getuid()}-{name}.lock"
-    return locked(lock, f"waiting for the GPU ({name}): another cell is using it")
 
 
 def open_checkpoint(
@@ -316,12 +241,15 @@ def open_checkpoint(
     max_logprobs: int = 128,
     start_seconds: float = 1800,
     engine: dict[str, Any] | None = None,
+    longest: int | None = None,
 ) -> VLLMBackend:
     """The backend of ``backend=vllm`` on the checkpoint in ``folder``.
 
     ``device`` is the installed build's: the CPU build of vLLM runs on the CPU, the other on GPUs. ``kv_cache_gib``:
     size of the KV cache (default: 1 on a CPU, what ``gpu_memory_utilization`` leaves on a GPU). ``engine``: more
-    arguments of vLLM's ``LLM``, which win over the ones made here.
+    arguments of vLLM's ``LLM``, which win over the ones made here. ``longest``: tokens of the longest sequence that it
+    will be asked for, prompt and answer; without a ``max_length`` the engine reserves room for no more (default: for
+    what the model takes). It changes no answer: what the model takes stays what texts are cut and windowed by.
 
     Raises WinnowError where vLLM is not installed, the checkpoint cannot be served right (``vllm_guard``), or the
     engine does not start.
@@ -334,6 +262,7 @@ def open_checkpoint(
     options: dict[str, Any] = {
         "dtype": dtype,
         "max_model_len": max_length,
+        **({} if longest is None else {"longest": longest + RESERVED}),
         "tensor_parallel_size": tensor_parallel_size,
         "max_logprobs": max_logprobs,
         "enable_prefix_caching": True,
@@ -352,7 +281,7 @@ def open_checkpoint(
     tokenizer = load_tokenizer(path)
     ends = end_tokens_of(path, tokenizer)
     with served_folder(path) as served:  # the engine has read it once it has started
-        engine_process = EngineProcess(options | {"model": str(served)}, environment, start_seconds)
+        engine_process = EngineProcess(served, options, environment, start_seconds)
     backend = VLLMBackend(engine_process, tokenizer, ends)
     backend.facts |= served_facts(path)
     return backend

@@ -9,7 +9,9 @@ every MoE model of vLLM builds per layer are made to ask the layout first, whate
   vLLM's own leads each chosen row to its stored expert; gate values of rows that share one then add up in the sum.
 
 Checkpoints without a layout are built as ever. Experts narrower than their layer's widest are padded with zeros, which
-adds nothing to their output (silu(0) * 0 = 0).
+adds nothing to their output (silu(0) * 0 = 0). So are, where several devices share an expert's channels (tensor
+parallelism), widths that their number does not divide: vLLM cuts a narrower expert into equal parts and would leave
+out the channels that remain.
 """
 
 import functools
@@ -18,6 +20,8 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # vLLM imports this module in all its processes: it stays cheap
+    import torch
+
     from harness.checkpoints.layout import LayerLayout
 
 VERSIONS = ("0.32.",)
@@ -79,6 +83,8 @@ def _gate(original: Any) -> Any:
 
 
 def _factory(original: Any) -> Any:
+    from vllm.distributed import get_tensor_model_parallel_world_size
+
     @functools.wraps(original)
     def build(*args: Any, prefix: str = "", **options: Any) -> Any:
         layout = _layout(prefix)
@@ -88,15 +94,52 @@ def _factory(original: Any) -> Any:
             raise ValueError("compact checkpoints are served with named arguments and without quantization only")
         if not layout.is_direct:
             options["router"] = _routed(options, layout)
-        options |= {"num_experts": layout.experts, "intermediate_size": layout.width}
+        devices = get_tensor_model_parallel_world_size()
+        options |= {"num_experts": layout.experts, "intermediate_size": _multiple(layout.width, devices)}
         runner = original(prefix=prefix, **options)
         for parameter in runner.parameters():
             if parameter.dim() == 3:  # experts' matrices: what no tensor of the checkpoint fills must be zero
                 parameter.data.zero_()
+                parameter.weight_loader = _padding_loader(parameter.weight_loader, devices)
         return runner
 
     build.winnow = True  # type: ignore[attr-defined]
     return build
+
+
+def led(route: "torch.Tensor", rows: "torch.Tensor") -> "torch.Tensor":
+    """The stored experts that the chosen ``rows`` lead to.
+
+    vLLM's kernels on GPUs mark tokens that only fill up a batch with -1, which stays what it is: no expert computes
+    them. (Its type may be unsigned.) That was not run on a GPU.
+    """
+    import torch
+
+    chosen = rows.long()
+    known = (chosen >= 0) & (chosen < len(route))
+    return torch.where(known, route[torch.where(known, chosen, 0)], chosen).to(rows.dtype)
+
+
+def _multiple(width: int, devices: int) -> int:
+    """The least multiple of ``devices`` that holds ``width`` channels."""
+    return -(-width // devices) * devices
+
+
+def _padding_loader(original: Any, devices: int) -> Any:
+    """vLLM's loader of one expert's matrix, given as many channels (with zeros) as the devices can share equally."""
+
+    @functools.wraps(original)
+    def load(*, loaded_weight: Any, shard_id: str, **options: Any) -> Any:
+        from torch.nn.functional import pad
+
+        last = shard_id == "w2"  # the down projection [hidden, width]; the others are [width, hidden]
+        width = loaded_weight.shape[1 if last else 0]
+        more = _multiple(width, devices) - width
+        if more:
+            loaded_weight = pad(loaded_weight, (0, more) if last else (0, 0, 0, more))
+        return original(loaded_weight=loaded_weight, shard_id=shard_id, **options)
+
+    return load
 
 
 def _routed(options: dict[str, Any], layout: "LayerLayout") -> Any:
@@ -128,7 +171,7 @@ def _routed(options: dict[str, Any], layout: "LayerLayout") -> Any:
             self, hidden_states: Any, router_logits: Any, indices_type: Any, *, input_ids: Any = None
         ) -> tuple[Any, Any]:
             gates, chosen_rows = rows._compute_routing(hidden_states, router_logits, indices_type, input_ids=input_ids)
-            return gates, self.route[chosen_rows.long()].to(chosen_rows.dtype)
+            return gates, led(self.route, chosen_rows)
 
     router = RouteRouter(top_k=options["top_k"], global_num_experts=layout.experts)
     router.route = torch.tensor(layout.route, device=device)
