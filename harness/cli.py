@@ -23,7 +23,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from harness.apart import warm_up
-from harness.cells.settings import is_folder_name, meanings_text
+from harness.cells.settings import is_folder_name, meanings_text, spelled
 from harness.cells.sweep import (
     failures,
     job_count,
@@ -128,6 +128,7 @@ def _terminated(signal_number: int, frame: FrameType | None) -> NoReturn:
 
 def main() -> None:
     signal.signal(signal.SIGTERM, _terminated)
+    sys.argv[1:] = spelled(sys.argv[1:])
     try:
         run()
         failed = [line for sweep in launched for line in failures(sweep)]

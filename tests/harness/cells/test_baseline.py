@@ -2,13 +2,14 @@
 
 import json
 import logging
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_module
 
-import harness.cli  # noqa: F401  (registers the resolvers of the configuration)
-from harness.cells import evaluate as evaluation
+import harness.cli
 from harness.cells.cell import prepare
 from harness.cells.run import run_cell
 from harness.cells.settings import spelled
@@ -18,6 +19,17 @@ from harness.records.store import RecordStore
 from reports.claims.report import write_claims
 from reports.cli import write_report
 from tests.tiny import save_tiny
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_before() -> Iterator[None]:
+    """Hydra leaves handlers on streams that pytest closes; later tests would write to them."""
+    handlers, level = logging.root.handlers[:], logging.root.level
+    yield
+    logging.root.handlers[:] = handlers
+    logging.root.setLevel(level)
+    logging.captureWarnings(False)
+
 
 DROPPED = ("code", "math", "multiple_choice", "perplexity", "diversity", "generation")
 
@@ -37,67 +49,62 @@ def elsewhere(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def opened(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """The checkpoints that an evaluation opens."""
-    found: list[Path] = []
-    open_one = evaluation._open
-
-    def noted(config, checkpoint):
-        found.append(checkpoint)
-        return open_one(config, checkpoint)
-
-    monkeypatch.setattr(evaluation, "_open", noted)
-    return found
-
-
-def config(model: Path, out: Path, *more: str):
-    overrides = [
+def words(model: Path, out: Path, *more: str) -> list[str]:
+    return [
         "model=local", f"model.path={model}", "method=random", "ratio=0.5", "suite=diagnostics", "suite.items=2",
         *(f"~suite.tasks.{task}" for task in DROPPED), "+suite.tasks.writing.max_new_tokens=8", "backend=hf",
         "suite.tasks.drift.texts=2", "suite.tasks.drift.positions=4", f"output_dir={out}", "progress=false", *more,
     ]  # fmt: skip
+
+
+def config(model: Path, out: Path, *more: str):
     with initialize_config_module("conf", version_base="1.3"):
-        return compose("config", spelled(overrides))
+        return compose("config", spelled(words(model, out, *more)))
 
 
 def run(model: Path, out: Path, *more: str) -> Record:
     return run_cell(config(model, out, *more))
 
 
+EVALUATED = "evaluating the uncompressed model once for all cells"
+COMPARED = "load_baseline"  # the stage that opens the uncompressed model beside a cell
+
+
 def of(record: Record) -> set[str]:
     return {score.task for score in record.scores}
 
 
-def test_a_model_whose_baseline_is_left_out_is_compressed_scored_and_reported(model, tmp_path, opened, caplog):
+def test_a_model_whose_baseline_is_left_out_is_compressed_scored_and_reported(model, tmp_path, caplog):
     caplog.set_level(logging.INFO)
     record = run(model, tmp_path / "out", "baseline=skip")
     assert of(record) == {"writing"}
     assert record.not_measured == {"drift": "it needs the uncompressed model, which baseline=skip does not open"}
-    assert opened == [tmp_path / "out" / "cells" / record.cell["id"] / "checkpoint"]
+    assert EVALUATED not in caplog.text and COMPARED not in record.timings
     assert not RecordStore(tmp_path / "out", "baseline").ids()
     run(model, tmp_path / "out", "baseline=skip")
-    assert f"cell {record.cell['id']} is finished: skipped" in caplog.text and len(opened) == 1
+    assert f"cell {record.cell['id']} is finished: skipped" in caplog.text
     assert "There is no record of the uncompressed model" in write_report(tmp_path / "out", tmp_path / "r").read_text()
     assert "not tested" in write_claims(tmp_path / "out", tmp_path / "claims")
 
 
-def test_what_was_left_out_is_measured_once_it_can_be(model, tmp_path, opened, caplog):
+def test_what_was_left_out_is_measured_once_it_can_be(model, tmp_path, caplog):
     caplog.set_level(logging.INFO)
     first = run(model, tmp_path / "out", "baseline=skip")
     second = run(model, tmp_path / "out")
-    assert f"cell {first.cell['id']} lacks drift" in caplog.text
+    assert f"cell {first.cell['id']} was measured without the uncompressed model: again for drift" in caplog.text
     assert second.cell == first.cell and of(second) == {"writing", "drift"} and not second.not_measured
     straight = run(model, tmp_path / "straight")
     assert second.scores == straight.scores and second.cell == straight.cell
-    before = len(opened)
-    assert run(model, tmp_path / "out", "baseline=skip").scores == second.scores
-    assert run(model, tmp_path / "out").scores == second.scores and len(opened) == before
+    caplog.clear()
+    assert [run(model, tmp_path / "out", *more) for more in (["baseline=skip"], [])] == 2 * [
+        RecordStore(tmp_path / "out").read(second.cell["id"])
+    ]
+    assert caplog.text.count("is finished: skipped") == 2 and EVALUATED not in caplog.text
 
 
-def test_a_baseline_is_taken_from_another_folder(model, elsewhere, tmp_path, opened):
+def test_a_baseline_is_taken_from_another_folder(model, elsewhere, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
     record = run(model, tmp_path / "out", f"baseline=from={elsewhere}")
-    assert [path.name for path in opened] == ["checkpoint"]
     told = f"it needs the uncompressed model, which baseline=from={elsewhere} does not open"
     assert record.not_measured == {"drift": told} and of(record) == {"writing"}
     here, there = RecordStore(tmp_path / "out", "baseline"), RecordStore(elsewhere, "baseline")
@@ -111,15 +118,16 @@ def test_a_baseline_is_taken_from_another_folder(model, elsewhere, tmp_path, ope
     assert run(model, tmp_path / "third", "method=none", "ratio=0", f"baseline=from:{tmp_path / 'out'}").taken_from == (
         str(elsewhere)
     )
-    assert len(opened) == 1
+    assert EVALUATED not in caplog.text and COMPARED not in record.timings
 
 
-def test_after_taking_the_record_the_rest_is_measured_without_evaluating_it_again(model, elsewhere, tmp_path, opened):
+def test_after_taking_the_record_the_rest_is_measured_without_evaluating_it_again(model, elsewhere, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
     first = run(model, tmp_path / "out", f"baseline=from={elsewhere}")
     second = run(model, tmp_path / "out")
     assert of(second) == {"writing", "drift"} and second.cell == first.cell
     assert RecordStore(tmp_path / "out", "baseline").read(first.cell["baseline"]).taken_from == str(elsewhere)
-    assert [path.name for path in opened] == ["checkpoint", "checkpoint", model.name]  # the last to compare with
+    assert EVALUATED not in caplog.text and COMPARED in second.timings
 
 
 @pytest.mark.parametrize(
@@ -208,3 +216,13 @@ def test_a_damaged_twin_of_the_record_is_not_written(model, elsewhere, tmp_path)
         run(model, tmp_path / "out", f"baseline=from={tmp_path / 'copy'}")
     assert not list((tmp_path / "out" / "baseline").glob("*.json"))
     assert json.loads(record.read_text())["taken_from"] == ""
+
+
+@pytest.mark.parametrize("more", [[], ["-m"]])
+@pytest.mark.parametrize("given", ["from={}", "from:{}"])
+def test_a_folder_is_named_on_the_command_line_as_it_is(model, elsewhere, tmp_path, monkeypatch, capsys, more, given):
+    typed = [*more, *words(model, tmp_path / "out", f"baseline={given.format(elsewhere)}")]
+    monkeypatch.setattr(sys, "argv", ["winnow", *typed])
+    harness.cli.launched.clear()
+    harness.cli.main()
+    assert f"baseline: evaluated elsewhere, taken from {elsewhere}" in capsys.readouterr().out
