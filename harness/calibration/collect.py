@@ -3,19 +3,21 @@
 import logging
 import time
 from collections.abc import Sequence
-from functools import partial
+from dataclasses import replace
+from functools import partial, reduce
+from pathlib import Path
 
 import numpy as np
-from transformers import PreTrainedModel
 
 from harness.calibration.batches import sources_of
-from harness.calibration.collected import AffineStep, Collected, Part
-from harness.calibration.collectors.pairs import Usage
-from harness.calibration.collectors.released import MovingAverage
+from harness.calibration.collected import Collected, Part
 from harness.calibration.collectors.table import collectors_for
-from harness.calibration.drive import drive
+from harness.calibration.drive import check_fit, drive
+from harness.calibration.merge import joined
 from harness.calibration.recorder import Recorder
+from harness.calibration.streamed import Model, chunks
 from harness.calibration.tokens import TokenSequence
+from harness.calibration.unfinished import kept
 from harness.contracts.statistics import BY_ID, RELEASED, SAMPLED, STATISTICS
 from harness.errors import WinnowError
 from harness.families.family import Family
@@ -51,7 +53,7 @@ def check_names(names: frozenset[str]) -> frozenset[str]:
 
 
 def collect(
-    model: PreTrainedModel,
+    model: Model,
     sequences: Sequence[TokenSequence],
     family: Family,
     statistics: frozenset[str],
@@ -62,51 +64,65 @@ def collect(
     """One pass of ``model`` over ``sequences`` for ``statistics`` (and ``frequency``) and nothing else.
 
     Sequences are batched by length, the longest first. ``part`` says which part of a larger corpus they are, where
-    other passes see the rest (``harness.calibration.merge``). Raises WinnowError where they do not fit the model,
-    and where anything turns NaN or infinite (naming layer and statistic). Experts that no token is routed to
-    are counted in a warning; their sums are 0.
+    other passes see the rest (``harness.calibration.merge``). Of a streamed model the hidden states of all sequences
+    may not fit in memory; then they go through in parts, and the statistics are those of one pass to rounding.
+
+    Raises WinnowError where the sequences do not fit the model, and where anything turns NaN or infinite (naming layer
+    and statistic). Experts that no token is routed to are counted in a warning; their sums are 0.
     """
     names = check_names(statistics)
+    check_fit(model, family, sequences, batch_size)
+    over = f" over {corpus}" if corpus else ""
+    tokens = sum(len(sequence.input_ids) for sequence in sequences)
+    log.info("calibration pass%s (%d sequences, %d tokens)", over, len(sequences), tokens)
+    whole = part or Part(0, tokens)
+    found = chunks(model, sequences, batch_size)
+    done: list[Collected] = []
+    with kept(model, sequences, part, {"statistics": sorted(names), "batch_size": batch_size}) as folder:
+        for number, (some, place) in enumerate(found, start=1):
+            label = f"calibration{over}" + (f", part {number} of {len(found)}" if len(found) > 1 else "")
+            at = Part(whole.offset + place.offset, whole.total)
+            state = None if folder is None else folder / f"{at.offset}-{len(some)}"
+            done.append(_pass(model, some, family, names, batch_size, label, at, state))
+    result = reduce(joined, done)
+    _warn_never_routed(result.layers)
+    return result if part else replace(result, part=None, steps={})
+
+
+def _pass(
+    model: Model,
+    sequences: Sequence[TokenSequence],
+    family: Family,
+    names: frozenset[str],
+    batch_size: int,
+    label: str,
+    part: Part,
+    state: Path | None,
+) -> Collected:
     config = model.config.to_dict()
     sources = sources_of(sequences)
-    tokens = sum(len(sequence.input_ids) for sequence in sequences)
-    make = partial(collectors_for, names, len(sources), part or Part(0, tokens), config["vocab_size"])
+    make = partial(collectors_for, names, len(sources), part, config["vocab_size"])
     recorders = [
         Recorder(layer, family.router_output, make, sigmoid=family.sigmoid_router)
         for layer in family.moe_layers(config)
     ]
-    over = f" over {corpus}" if corpus else ""
-    log.info("calibration pass%s (%d sequences, %d tokens)", over, len(sequences), tokens)
     started = time.perf_counter()
-    drive(model, family, sequences, recorders, batch_size, f"calibration{over}")
-    layers = {recorder.layer: recorder.arrays for recorder in recorders}
-    _warn_never_routed(layers)
+    drive(model, family, sequences, recorders, batch_size, label, state)
     return Collected(
-        num_experts=recorders[0].experts.num_experts,
+        num_experts=len(recorders[0].arrays["frequency"]),
         top_k=family.top_k(config),
         n_group=family.router_groups(config),
         sequences=len(sequences),
-        tokens=tokens,
+        tokens=sum(len(sequence.input_ids) for sequence in sequences),
         seconds=time.perf_counter() - started,
-        layers=layers,
-        usage=_usage(recorders, sources),
+        layers={recorder.layer: recorder.arrays for recorder in recorders},
+        usage={
+            source: {str(recorder.layer): recorder.usage[place].tolist() for recorder in recorders}
+            for place, source in enumerate(sources)
+        },
         part=part,
-        steps={} if part is None else {recorder.layer: _steps(recorder) for recorder in recorders},
+        steps={recorder.layer: recorder.steps for recorder in recorders},
     )
-
-
-def _usage(recorders: Sequence[Recorder], sources: Sequence[str]) -> dict[str, dict[str, list[int]]]:
-    counts = {
-        str(recorder.layer): each.counts.tolist()
-        for recorder in recorders
-        for each in recorder.collectors
-        if isinstance(each, Usage)
-    }
-    return {source: {layer: of[place] for layer, of in counts.items()} for place, source in enumerate(sources)}
-
-
-def _steps(recorder: Recorder) -> dict[str, AffineStep]:
-    return {each.name: each.affine for each in recorder.collectors if isinstance(each, MovingAverage)}
 
 
 def _warn_never_routed(arrays: dict[int, dict[str, np.ndarray]]) -> None:

@@ -5,7 +5,7 @@ A recorder sees the router's output and stands in for the experts' forward. It k
 once, for routed tokens only, from the indices and gate values that the block hands over, and not at all for padding.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from harness.calibration.batches import BatchLayout
+from harness.calibration.collected import AffineStep
 from harness.calibration.collectors.collector import Collector
 from harness.calibration.collectors.events import (
     AllTokens,
@@ -27,6 +28,8 @@ from harness.calibration.collectors.events import (
     RouterOutput,
     WeightedOutputs,
 )
+from harness.calibration.collectors.pairs import Usage
+from harness.calibration.collectors.released import MovingAverage
 from harness.calibration.fused_experts import FusedExperts
 from harness.calibration.offload import forward_replaced, weights_at_hand
 from harness.errors import WinnowError
@@ -42,7 +45,8 @@ class Recorder:
 
     ``router_output`` names what the router returns (``Family.router_output``). ``make`` gives the collectors, once the
     experts are there; ``sigmoid`` is the router's (``Family.sigmoid_router``). ``arrays`` holds the statistics of all
-    collectors when the block has been watched.
+    collectors when the block has been watched, ``usage`` (sources, E) the routed tokens of each source, and ``steps``
+    what the pass does to moving averages.
     """
 
     layer: int
@@ -50,6 +54,8 @@ class Recorder:
     make: Callable[[FusedExperts], Sequence[Collector]]
     collectors: Sequence[Collector] = ()
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
+    usage: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), dtype=np.int64))
+    steps: dict[str, AffineStep] = field(default_factory=dict)
     sigmoid: bool = False
 
     @contextmanager
@@ -66,6 +72,30 @@ class Recorder:
             yield
         with weights_at_hand(block.experts):
             self.arrays = {name: array for each in self.collectors for name, array in each.arrays().items()}
+        for each in self.collectors:
+            if isinstance(each, Usage):
+                self.usage = each.counts.cpu().numpy()
+            elif isinstance(each, MovingAverage):
+                self.steps[each.name] = each.affine
+        self.collectors = ()  # a pass by layers has many recorders, and their sums are on the device
+
+    def state(self) -> dict[str, np.ndarray]:
+        """All that is known of the layer when it has been watched."""
+        steps = {
+            f"{half}/{name}": getattr(step, half)
+            for name, step in self.steps.items()
+            for half in ("decay", "from_zero")
+        }
+        return {"usage": self.usage, **steps, **{f"statistic/{name}": array for name, array in self.arrays.items()}}
+
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:
+        self.usage = state["usage"]
+        for key, array in state.items():
+            half, _, name = key.partition("/")
+            if half == "statistic":
+                self.arrays[name] = array
+            elif half == "decay":
+                self.steps[name] = AffineStep(array, state[f"from_zero/{name}"])
 
     def start_batch(self, layout: BatchLayout) -> None:
         self.layout = layout.to(self.device)
