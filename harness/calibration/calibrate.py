@@ -4,14 +4,15 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from transformers import PreTrainedModel
-
-from harness.calibration.cache import cached_statistics
+from harness.calibration.alignments import cached_aligner, device_for
+from harness.calibration.cache import cached_statistics, content_key
 from harness.calibration.collect import check_names, collect
 from harness.calibration.collected import Collected, Part
 from harness.calibration.routers import router_reader
 from harness.calibration.shards import Shards
+from harness.calibration.streamed import Model
 from harness.calibration.tokens import TokenSequence, corpus_fingerprint
 from harness.checkpoints.config import read_config
 from harness.checkpoints.experts import expert_weights_reader, router_rows_reader
@@ -24,7 +25,7 @@ log = logging.getLogger(__name__)
 
 def calibrate(
     folder: Path,
-    load_model: Callable[[], PreTrainedModel],
+    load_model: Callable[[], Model],
     sequences: Sequence[TokenSequence],
     statistics: frozenset[str],
     cache_dir: Path,
@@ -33,12 +34,15 @@ def calibrate(
     corpus: str = "",
     fingerprint: str | None = None,
     shards: int | None = None,
+    device: Any = "cpu",
 ) -> tuple[Statistics, Collected]:
     """Statistics of the checkpoint in ``folder`` on ``sequences``, by one pass or from the cache.
 
     ``load_model`` is called only where a pass is needed, and must give the model in ``dtype``; ``corpus`` is
     the name that the log shows; ``fingerprint`` is by default that of the folder's files. With ``shards`` there is no
     pass here: what ``calibrate_shard`` has made of that many parts is merged. Raises WinnowError where one is missing.
+    ``device`` (as ``model.device``) is where channels are aligned if a method asks for it; the orders are kept beside
+    the statistics.
     """
     family = family_of(read_config(folder))
     key = _key(folder, sequences, dtype, fingerprint)
@@ -50,14 +54,20 @@ def calibrate(
         return collect(load_model(), sequences, family, known, batch_size, corpus)
 
     collected = cached_statistics(cache_dir, key, check_names(statistics), compute)
-    statistics_read = to_statistics(collected, expert_weights_reader(folder, family))
-    readers = {"router": router_reader(folder, family), "router_rows": router_rows_reader(folder, family)}
-    return replace(statistics_read, **readers), collected
+    weights = expert_weights_reader(folder, family)
+    orders = Path(cache_dir) / "alignments" / content_key({"model": key["model"]})
+    statistics_read = replace(
+        to_statistics(collected, weights),
+        router=router_reader(folder, family),
+        router_rows=router_rows_reader(folder, family),
+        align=cached_aligner(orders, weights, device_for(device)),
+    )
+    return statistics_read, collected
 
 
 def calibrate_shard(
     folder: Path,
-    load_model: Callable[[], PreTrainedModel],
+    load_model: Callable[[], Model],
     sequences: Sequence[TokenSequence],
     statistics: frozenset[str],
     cache_dir: Path,
@@ -77,7 +87,7 @@ def calibrate_shard(
     family = family_of(read_config(folder))
 
     def compute(names: frozenset[str], some: Sequence[TokenSequence], part: Part) -> Collected:
-        return collect(load_model(), some, family, names, batch_size, corpus, part)
+        return collect(load_model(), some, family, names & STATISTICS.keys(), batch_size, corpus, part)
 
     of = Shards(cache_dir, _key(folder, sequences, dtype, fingerprint), sequences, batch_size, shards)
     return of.computed(shard, check_names(statistics), compute)

@@ -8,7 +8,7 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,12 @@ from typing import Any
 from harness.calibration.calibrate import calibrate, calibrate_shard
 from harness.calibration.collected import Collected
 from harness.calibration.gate_ratios import gate_ratio_counts
+from harness.calibration.streamed import Model, open_for_pass
 from harness.cells.cell import Cell
 from harness.cells.evaluate import Clock
 from harness.checkpoints.apply_plan import apply_plan
 from harness.checkpoints.config import read_config
 from harness.checkpoints.experts import expert_weights_reader, router_rows_reader
-from harness.checkpoints.load import load_model
 from harness.checkpoints.quantize import quantize_checkpoint
 from harness.checkpoints.skipping import Threshold, write_thresholds
 from harness.contracts.method import Decision
@@ -58,7 +58,7 @@ def compress(cell: Cell, folder: Path, root: Path) -> Compressed:
     thresholds: dict[int, Threshold] = {}
     if cell.skip is not None:
         with clock.stage("skip"):
-            thresholds = _skip_experts(cell, checkpoint)
+            thresholds = _skip_experts(cell, checkpoint, root)
     if cell.quantization is not None:
         with clock.stage("quantize"):
             applied |= quantize_checkpoint(checkpoint, checkpoint, cell.quantization)
@@ -83,7 +83,7 @@ def calibrate_part(cell: Cell, root: Path) -> Path | None:
     with alone_on(cell.config["model"]["device"]):
         return calibrate_shard(
             cell.model,
-            _loader(cell, cell.model),
+            _opener(cell, cell.model, root),
             cell.sequences,
             cell.statistics,
             root / "calibration",
@@ -140,7 +140,7 @@ def _statistics(
         return empty, None
     return calibrate(
         model,
-        _loader(cell, model),
+        _opener(cell, model, root),
         cell.sequences,
         wanted,
         root / "calibration",
@@ -155,18 +155,25 @@ def _of_pass(cell: Cell) -> dict[str, Any]:
     return {"batch_size": settings["batch_size"], "dtype": cell.config["model"]["dtype"], "corpus": settings["name"]}
 
 
-def _loader(cell: Cell, model: Path) -> Callable[[], Any]:
-    return lambda: load_model(model, cell.config["model"]["dtype"], cell.config["model"]["device"])
+def _opener(cell: Cell, model: Path, root: Path) -> Callable[[], Model]:
+    return lambda: open_for_pass(model, state=root / "calibration" / "passes", **how_to_open(cell.config))
 
 
-def _skip_experts(cell: Cell, checkpoint: Path) -> dict[int, Threshold]:
+def how_to_open(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings by which a configuration has a model opened for a pass."""
+    model, settings = config["model"], config["calibration"]
+    named = {"dtype": model["dtype"], "device": model["device"]}
+    return named | {"stream": settings["stream"], "memory_gib": settings["memory_gib"]}
+
+
+def _skip_experts(cell: Cell, checkpoint: Path, root: Path) -> dict[int, Threshold]:
     """Set each layer's threshold by the gate values of the compressed model, in whose config.json it is written."""
     assert cell.skip is not None
     settings, config = cell.config["calibration"], read_config(checkpoint)
     family = family_of(config)
     with alone_on(cell.config["model"]["device"]):
         counts = gate_ratio_counts(
-            _loader(cell, checkpoint)(), cell.sequences, family, settings["batch_size"], corpus=settings["name"]
+            _opener(cell, checkpoint, root)(), cell.sequences, family, settings["batch_size"], corpus=settings["name"]
         )
     thresholds = {layer: cell.skip.threshold(bins, family.top_k(config)) for layer, bins in counts.items()}
     write_thresholds(checkpoint, thresholds)

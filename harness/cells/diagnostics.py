@@ -12,15 +12,16 @@ from typing import Any
 from omegaconf import DictConfig
 
 from harness.apart import apart
+from harness.calibration.streamed import open_for_pass
 from harness.calibration.tokens import TokenSequence
 from harness.cells.cell import Cell
-from harness.checkpoints.load import load_model
+from harness.cells.compress import how_to_open
+from harness.contracts.alignment import align_channels
 from harness.contracts.plan import CompressionPlan
 from harness.devices import alone_on
 from harness.files import write_files
 from harness.layers.diagnose import diagnose, sample
 from harness.records.store import RecordStore
-from methods.alignment import align_channels
 
 log = logging.getLogger(__name__)
 
@@ -57,14 +58,13 @@ def diagnose_cell(
 def _diagnosed(
     model: Path, plan: CompressionPlan, sequences: Sequence[TokenSequence], scratch: Path, config: Mapping[str, Any]
 ) -> dict[str, Any]:
-    dtype, device = config["model"]["dtype"], config["model"]["device"]
-    with alone_on(device):
+    with alone_on(config["model"]["device"]):
         return diagnose(
             model,
             plan,
             sequences,
             scratch,
-            lambda folder: load_model(folder, dtype, device),
+            lambda folder: open_for_pass(folder, **how_to_open(config)),
             align_channels,
             config["diagnostics"]["pairs"],
             config["calibration"]["batch_size"],

@@ -62,8 +62,8 @@ def run_cell(config: DictConfig, also: frozenset[str] = frozenset(), publish: bo
 
 
 def run_shard(config: DictConfig, also: frozenset[str] = frozenset()) -> Path | None:
-    """The statistics of one part of the calibration corpus (``calibration.shard`` of ``calibration.shards``) and nothing
-    else; returns their file, None where there is nothing left for this part. Raises WinnowError."""
+    """The statistics of one part of the calibration corpus, ``calibration.shard``, and nothing else; returns their file,
+    None where there is nothing left for this part. Raises WinnowError."""
     with progress.showing(config.progress):
         shard, shards = config.calibration.shard, config.calibration.shards
         check_shard(shard, shards)

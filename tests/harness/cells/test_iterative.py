@@ -101,7 +101,7 @@ def test_each_round_sees_what_the_last_one_left_and_a_stopped_cell_goes_on(tmp_p
 
     path.unlink()
     everything_here(monkeypatch)
-    monkeypatch.setattr(compressing, "load_model", lambda *_: pytest.fail("another pass"))
+    monkeypatch.setattr(compressing, "open_for_pass", lambda *_, **__: pytest.fail("another pass"))
     assert winnow(monkeypatch, tmp_path, *in_rounds) == 0
     assert CompressionPlan.load(out / "plan.json") == plan and path.exists()
 

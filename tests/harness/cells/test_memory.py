@@ -22,7 +22,7 @@ from tests.harness.cells.test_stale import config, folder  # noqa: F401
 from tests.in_process import everything_here
 
 LEDGER, BUDGET = "WINNOW_TEST_LEDGER", "WINNOW_TEST_BUDGET"
-LOADERS = (compressing, diagnostics, hf)
+LOADERS = {compressing: "open_for_pass", diagnostics: "open_for_pass", hf: "load_model"}
 
 
 def taking(load: Callable[..., Any]) -> Callable[..., Any]:
@@ -43,8 +43,8 @@ def taking(load: Callable[..., Any]) -> Callable[..., Any]:
 
 def on_the_device(function: Callable[..., Any], *args: Any) -> Any:
     """Runs in the process of its own."""
-    for module in LOADERS:
-        module.load_model = taking(module.load_model)  # type: ignore[attr-defined]
+    for module, name in LOADERS.items():
+        setattr(module, name, taking(getattr(module, name)))
     return function(*args)
 
 
@@ -76,7 +76,7 @@ def test_each_stage_finds_the_device_empty(cell: Any, folder: Path, monkeypatch:
 
 def test_in_one_process_the_device_would_be_full(cell: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     everything_here(monkeypatch)
-    for module in LOADERS:
-        monkeypatch.setattr(module, "load_model", taking(module.load_model))
+    for module, name in LOADERS.items():
+        monkeypatch.setattr(module, name, taking(getattr(module, name)))
     with pytest.raises(WinnowError, match="the pretend device is full"):
         run.run_cell(cell)

@@ -13,7 +13,9 @@ THREE = ("method=reap,hc_smoe", "ratio=0.5", "calibration.batch_size=2", "calibr
 @pytest.fixture
 def long_corpus(tmp_path: Path) -> Path:
     path = tmp_path / "long.jsonl"
-    path.write_text("".join(json.dumps({"text": f"Tom has {n} apples and buys {n + 4} more."}) + "\n" for n in range(9)))
+    path.write_text(
+        "".join(json.dumps({"text": f"Tom has {n} apples and buys {n + 4} more."}) + "\n" for n in range(9))
+    )
     return path
 
 
