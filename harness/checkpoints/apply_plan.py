@@ -97,7 +97,7 @@ def apply_plan(
         (folder / "config.json").write_text(json.dumps(new_config, indent=2) + "\n")
         (folder / "plan.json").write_text(json.dumps(plan.to_json()) + "\n")
         copy_companions(source, folder)
-        write_shards(folder, shards)
+        write_shards(folder, shards, written=reader.let_go)
         sizes = checkpoint_sizes(folder)
     before = {f"{key}_before": value for key, value in checkpoint_sizes(source).items()}
     return {"layout": "compact" if is_compact(new_config) else "plain", **sizes, **before}

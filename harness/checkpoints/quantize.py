@@ -250,4 +250,4 @@ def _rewrite(
         copy_companions(reader.folder, folder)
         if (reader.folder / _PLAN).is_file():
             shutil.copyfile(reader.folder / _PLAN, folder / _PLAN)
-        write_shards(folder, [shard for shard in shards.values() if shard], what)
+        write_shards(folder, [shard for shard in shards.values() if shard], what, reader.let_go)

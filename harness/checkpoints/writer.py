@@ -39,9 +39,15 @@ def copy_companions(source: Path, folder: Path) -> None:
         shutil.copyfile(path, folder / path.name)
 
 
-def write_shards(folder: Path, shards: list[list[Output]], what: str = "writing checkpoint") -> None:
+def write_shards(
+    folder: Path,
+    shards: list[list[Output]],
+    what: str = "writing checkpoint",
+    written: Callable[[], object] = lambda: None,
+) -> None:
     """One file a shard, and an index where there are several. ``folder`` has its config.json already, whose
-    permissions they take. ``what`` stands before the progress bar; "" for none."""
+    permissions they take. ``what`` stands before the progress bar; "" for none. ``written`` is called when nothing of
+    a shard is held any more."""
     names = [WEIGHTS]
     if len(shards) > 1:
         names = [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
@@ -62,6 +68,8 @@ def write_shards(folder: Path, shards: list[list[Output]], what: str = "writing 
             weight_map |= dict.fromkeys(tensors, file_name)
             total_bytes += sum(tensor.nbytes for tensor in tensors.values())
             total_parameters += sum(tensor.numel() for tensor in tensors.values())
+            del tensors, made
+            written()
     if len(shards) > 1:
         metadata = {"total_parameters": total_parameters, "total_size": total_bytes}
         index = {"metadata": metadata, "weight_map": dict(sorted(weight_map.items()))}
