@@ -72,6 +72,10 @@ RUN = {
     "winnow --help": "hc_smoe, importance_product, m_smoe",
     "winnow-data list": "gsm8k",
     "winnow model=qwen3_30b_a3b calibration=evol_codealpaca suite=none dry_run=true": "30.53 B",
+    "winnow method=frequency ratio=0.5 allocation=global suite=none dry_run=true": "64 of 128",
+    "winnow method=frequency ratio=0.5 allocation=list method.experts=[80,72,64,60,56,52] suite=none dry_run=true": (
+        "64 of 128"
+    ),
     "winnow-report results/routing --out DIR": "report written to",
     "winnow-report claims results/claims": "10 holds, 2 does not hold, 8 undecided, 0 not tested",
     "winnow-report migrate DIR": "of 4 records",
@@ -101,6 +105,11 @@ BY_HAND = {
     "winnow -m +experiment=channels_vs_experts": "results/channels_vs_experts",
     "winnow -m +experiment=routing": "results/routing",
     "winnow-report results/runs": "tests/test_wheel.py",
+    "winnow -m method=reap,hc_smoe ratio=0.5 calibration=code calibration.shards=3 calibration.shard=0,1,2 "
+    "output_dir=OUT": "tests/harness/cells/test_parts.py",
+    "winnow -m method=reap,hc_smoe ratio=0.5 calibration=code calibration.shards=3 output_dir=OUT": (
+        "tests/harness/cells/test_parts.py"
+    ),
     "winnow-report claims results/runs": "tests/reports/claims",
     "winnow-report results/reference": "results/reference/report",
     "winnow-report results/channels_vs_experts": "results/channels_vs_experts/report",
