@@ -1,16 +1,20 @@
-"""What decoding with transformers needs beside the model: when to stop, what to choose, a cache that grows in place."""
+"""What decoding with transformers needs beside the model: batches, when to stop, what to choose, a growing cache."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import DynamicLayer, LinearAttentionCacheLayerMixin
 
 from harness.contracts.backend import Sampling
+
+# Generation: tokens that the cache of a batch has room for, and tokens that pad its prompts to the longest.
+CACHED_TOKENS = 2**17
+PADDING = 2**12
 
 
 class StopStrings:
@@ -88,8 +92,8 @@ class RoomyLayer(DynamicLayer):
         self.keys, self.values = (room[:, :, :end] for room in self._room)
         return self.keys, self.values
 
-    def batch_select_indices(self, indices: Tensor) -> None:
-        super().batch_select_indices(indices)
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        super().reorder_cache(beam_idx)  # type: ignore[arg-type]
         self._room = ()
 
 
@@ -100,9 +104,31 @@ def roomy_cache(config: Any) -> DynamicCache:
     return cache
 
 
+def can_select_rows(config: Any) -> bool:
+    """Whether several texts may go on from one context: the states of linear layers are not made for it."""
+    return not any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in roomy_cache(config).layers)
+
+
 def select_rows(cache: DynamicCache, rows: Tensor) -> DynamicCache:
-    """A cache that holds these rows of ``cache``, which stays as it is."""
+    """A cache that holds these rows of ``cache``, which stays as it is; layers may be on several devices."""
     selected = copy.copy(cache)
     selected.layers = [copy.copy(layer) for layer in cache.layers]
-    selected.batch_select_indices(rows)
+    selected.reorder_cache(rows)  # type: ignore[arg-type]
     return selected
+
+
+def prompt_batches(lengths: Sequence[int], max_new_tokens: int, batch_size: int) -> Iterator[list[int]]:
+    """Places of prompts of these lengths, the longest first, in batches of at most ``batch_size``: fewer where they
+    would need more than CACHED_TOKENS or PADDING."""
+    batch: list[int] = []
+    padding = 0
+    for place in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        longest = lengths[batch[0]] if batch else lengths[place]
+        padding += longest - lengths[place]
+        rows = min(batch_size, CACHED_TOKENS // (longest + max_new_tokens))
+        if batch and (len(batch) >= rows or padding > PADDING):
+            yield batch
+            batch, padding = [], 0
+        batch.append(place)
+    if batch:
+        yield batch

@@ -4,19 +4,30 @@ Requests are sorted by length, so that a batch pads little, and answered in the 
 are added to any text. All is deterministic; the batch a request falls into changes its result by rounding.
 """
 
+import gc
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 import transformers
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from harness.backends import timed
-from harness.backends.decoding import Choice, StopStrings, roomy_cache, select_rows
+from harness.backends.decoding import Choice, StopStrings, can_select_rows, prompt_batches, roomy_cache, select_rows
 from harness.backends.ending import end_marks, end_tokens, end_tokens_of
+from harness.backends.scoring import (
+    Asked,
+    Decoder,
+    LayerByLayer,
+    WholeModel,
+    expected,
+    hidden_states,
+    likeliest,
+    sums,
+    tokens_at_once,
+)
 from harness.backends.thinking import thinking_options
 from harness.backends.tokens import (
     Request,
@@ -31,6 +42,7 @@ from harness.backends.tokens import (
     thought_marks,
     windows,
 )
+from harness.checkpoints.by_layer import ModelByLayer
 from harness.checkpoints.hub import resolve_checkpoint
 from harness.checkpoints.load import load_model
 from harness.checkpoints.quantize import served_facts
@@ -41,13 +53,6 @@ from harness.progress import bar as progress_bar
 
 # Finished sequences leave the batch once they are this share of it: each departure copies the cache.
 COMPACT_SHARE = 0.25
-# At most this many logits at once (256 MB in float32): a batch shrinks where the vocabulary is large.
-LOGIT_BUDGET = 2**26
-# Scored tokens in a batch on a CPU: what they need then stays in its caches and in memory that is reused.
-CPU_TOKENS = 1024
-# Generation: tokens that the cache of a batch has room for, and tokens that pad its prompts to the longest.
-CACHED_TOKENS = 2**17
-PADDING = 2**12
 
 
 class HFBackend:
@@ -55,14 +60,15 @@ class HFBackend:
 
     ``batch_size`` is the number of sequences in a batch; ``max_length`` the longest sequence in tokens
     (default: the model's own); ``ends`` the end tokens (default: those of the model in memory and its tokenizer).
-    Raises WinnowError where a request does not fit into it.
+    A ``ModelByLayer`` scores, each call reading all weights once, and does not write. Raises WinnowError where a
+    request does not fit into it.
     """
 
     name = "hf"
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        model: PreTrainedModel | ModelByLayer,
         tokenizer: Any,
         batch_size: int = 128,
         max_length: int | None = None,
@@ -70,15 +76,20 @@ class HFBackend:
     ) -> None:
         if batch_size < 1 or (max_length is not None and max_length < 2):
             raise WinnowError(f"batch_size={batch_size}, max_length={max_length}: needs at least 1 and 2")
-        self.model, self.tokenizer, self.batch_size = model.eval(), tokenizer, batch_size
+        self.streamed = isinstance(model, ModelByLayer)
+        self.model: Any = model if isinstance(model, ModelByLayer) else model.eval()
+        self.tokenizer, self.batch_size = tokenizer, batch_size
+        self._decoder: Decoder = LayerByLayer(model) if isinstance(model, ModelByLayer) else WholeModel(model)
         config = model.config.get_text_config()
         self.has_chat_template = has_chat_template(tokenizer)
         self.seconds = {"generate": 0.0, "score": 0.0}
         self.facts: dict[str, Any] = {"version": transformers.__version__}
         self.max_length: int = max_length or getattr(config, "max_position_embeddings", None) or 2048
-        self._vocabulary: int = config.vocab_size
+        # A call of a streamed model reads all weights, whose contexts then go through with each continuation.
+        self._shares_contexts = not self.streamed and can_select_rows(model.config)
         if ends is None:
-            in_memory = (config.eos_token_id, getattr(model.generation_config, "eos_token_id", None))
+            generation = getattr(model, "generation_config", None)
+            in_memory = (config.eos_token_id, getattr(generation, "eos_token_id", None))
             ends = end_tokens(tokenizer, *({"eos_token_id": found} for found in in_memory))
         self.ends, self._end_marks = ends, end_marks(tokenizer)
         self._marks = thought_marks(tokenizer)
@@ -88,8 +99,12 @@ class HFBackend:
         )
 
     def close(self) -> None:
-        """Free the model."""
-        del self.model
+        """Free the model. Hooks that move its weights refer to it in circles, which only the collector breaks."""
+        self.__dict__.pop("model", None)
+        self.__dict__.pop("_decoder", None)
+        gc.collect()
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
 
     def prompt(self, prompt: str | Sequence[Mapping[str, str]], **options: Any) -> str:
         """The text or messages as the model reads them (``tokens.prompt_text``)."""
@@ -109,8 +124,14 @@ class HFBackend:
     ) -> list[str]:
         """Continuations of at most ``max_new_tokens`` tokens, cut before a stop string or end of text.
 
-        Greedy where ``sampling`` is None. A prompt that leaves no room for them is cut on the left.
+        Greedy where ``sampling`` is None. A prompt that leaves no room for them is cut on the left. Raises WinnowError
+        for a model that is read layer by layer.
         """
+        if self.streamed:
+            raise WinnowError(
+                "backend.stream=true scores texts but writes none, since each token would read all weights again: take "
+                "a suite that only scores, or stream=false on a machine that holds the model"
+            )
         encoded = prompts_that_fit(self.tokenizer, prompts, max_new_tokens, self.max_length)
         stops = stops_by_prompt(stop, len(prompts), self._end_marks)
         watches = {texts: StopStrings(self.tokenizer, texts) for texts in set(stops)}
@@ -127,17 +148,15 @@ class HFBackend:
     def loglikelihood(self, pairs: Sequence[tuple[str, str]], progress: str = "") -> list[LogLikelihood]:
         """The log-likelihood of each continuation, tokenized together with its context (``tokens.scoring_requests``).
 
-        Continuations of one context share its forward pass.
+        Continuations of one context share its forward pass, where the model's cache can be shared.
         """
-        groups: dict[tuple[int, ...], list[Request]] = defaultdict(list)
-        for request in scoring_requests(self.tokenizer, pairs, self.max_length + 1):
-            groups[request.context].append(request)
+        requests = list(scoring_requests(self.tokenizer, pairs, self.max_length + 1))
         results = [LogLikelihood(0.0, 0)] * len(pairs)
-        with timed(self.seconds, "score"), progress_bar(progress, len(pairs)) as bar, torch.inference_mode():
-            for batch in self._group_batches(groups):
-                for request, logprob in self._score(batch):
-                    results[request.index] = LogLikelihood(logprob, len(request.continuation))
-                    bar.update()
+        score = self._score_sharing if self._shares_contexts else self._score_alone
+        with timed(self.seconds, "score"), progress_bar(progress, len(pairs)) as bar:
+            for request, logprob in score(requests, progress):
+                results[request.index] = LogLikelihood(logprob, len(request.continuation))
+                bar.update()
         return results
 
     def loglikelihood_rolling(self, texts: Sequence[str], progress: str = "") -> list[LogLikelihood]:
@@ -153,11 +172,11 @@ class HFBackend:
         ]
         logprobs, counts = [0.0] * len(texts), [0] * len(texts)
         with timed(self.seconds, "score"), progress_bar(progress, len(parts)) as bar:
-            for batch, logits in self._forward_all([part for _, part in parts]):
-                for place, logprob in zip(batch, _gather(logits, [parts[k][1][1:] for k in batch]), strict=True):
-                    logprobs[parts[place][0]] += float(logprob.double().sum())
-                    counts[parts[place][0]] += len(logprob)
-                bar.update(len(batch))
+            for places, found in self._sums([Asked(part, 1) for _, part in parts], progress):
+                for place, logprob in zip(places, found, strict=True):
+                    logprobs[parts[place][0]] += logprob
+                    counts[parts[place][0]] += len(parts[place][1]) - 1
+                bar.update(len(places))
         return [LogLikelihood(*both) for both in zip(logprobs, counts, strict=True)]
 
     def token_logprobs(self, texts: Sequence[str], top: int, progress: str = "") -> list[TokenLogprobs]:
@@ -167,27 +186,18 @@ class HFBackend:
         """
         encoded = encode(self.tokenizer, texts)
         longest = max(map(len, encoded), default=0)
-        if longest > self.max_length + 1 or not 1 <= top <= self._vocabulary:
+        if longest > self.max_length + 1 or not 1 <= top <= self._decoder.vocabulary:
             raise WinnowError(
-                f"top={top}, longest text of {longest} tokens: needs 1 to {self._vocabulary} and at most "
+                f"top={top}, longest text of {longest} tokens: needs 1 to {self._decoder.vocabulary} and at most "
                 f"{self.max_length + 1}"
             )
         results: list[TokenLogprobs] = [TokenLogprobs.empty(tokens, top) for tokens in encoded]
         scored = [i for i, tokens in enumerate(encoded) if len(tokens) > 1]
         with timed(self.seconds, "score"), progress_bar(progress, len(scored)) as bar:
-            for batch, logits in self._forward_all([encoded[i] for i in scored]):
-                for row, place in enumerate(batch):
-                    tokens = encoded[scored[place]]
-                    logprobs = logits[row, : len(tokens) - 1].float().log_softmax(-1)
-                    best = logprobs.topk(top, dim=-1)
-                    own = logprobs[torch.arange(len(tokens) - 1), tokens[1:]]
-                    results[scored[place]] = TokenLogprobs(
-                        np.array(tokens[1:]),
-                        own.cpu().numpy(),
-                        best.indices.cpu().numpy(),
-                        best.values.cpu().numpy(),
-                    )
-                bar.update(len(batch))
+            for places, hidden in self._hidden([Asked(encoded[i], 1) for i in scored], progress):
+                for place, states in zip(places, hidden, strict=True):
+                    results[scored[place]] = likeliest(self._decoder, states, encoded[scored[place]][1:], top)
+                bar.update(len(places))
         return results
 
     def distributions(
@@ -198,46 +208,32 @@ class HFBackend:
         """
         requests = list(scoring_requests(self.tokenizer, pairs, self.max_length + 1))
         with timed(self.seconds, "score"), progress_bar(progress, len(requests)) as bar:
-            for batch, logits in self._forward_all([[*r.context, *r.continuation] for r in requests]):
-                for row, place in enumerate(batch):
-                    request = requests[place]
-                    count, start = len(request.continuation), len(request.context) - 1
-                    logprobs = logits[row, start : start + count].float().log_softmax(-1)
-                    own = logprobs[torch.arange(count), request.continuation]
-                    yield (
-                        request.index,
-                        Distributions(
-                            np.array(request.continuation), own.cpu().numpy(), logprobs[:positions].cpu().numpy()
-                        ),
-                    )
-                bar.update(len(batch))
+            asked = [Asked([*one.context, *one.continuation], len(one.context)) for one in requests]
+            for places, hidden in self._hidden(asked, progress):
+                for place, states in zip(places, hidden, strict=True):
+                    tokens = requests[place].continuation
+                    yield requests[place].index, expected(self._decoder, states, tokens, positions)
+                bar.update(len(places))
 
     # Batches
 
-    def _positions(self) -> int:
-        by_logits = max(1, LOGIT_BUDGET // self._vocabulary)
-        return min(by_logits, CPU_TOKENS) if self.model.device.type == "cpu" else by_logits
+    def _hidden(self, asked: Sequence[Asked], label: str) -> Iterator[tuple[list[int], list[Tensor]]]:
+        return hidden_states(self._decoder, asked, self.batch_size, lambda batch: self._pad_right(batch)[0], label)
 
-    def _forward_all(self, sequences: Sequence[list[int]]) -> Iterator[tuple[list[int], Tensor]]:
-        """Batches of sequences, longest first, each without its last token: (their places, logits [n, width, V])."""
-        order = sorted(range(len(sequences)), key=lambda i: -len(sequences[i]))
-        with torch.inference_mode():
-            while order:
-                rows = max(1, min(self.batch_size, self._positions() // len(sequences[order[0]])))
-                batch, order = order[:rows], order[rows:]
-                # Padding on the right and causal attention: no token sees any, so no mask is needed.
-                inputs, _ = self._pad_right([sequences[i][:-1] for i in batch])
-                yield batch, self.model(input_ids=inputs, use_cache=False).logits
+    def _sums(self, asked: Sequence[Asked], label: str) -> Iterator[tuple[list[int], list[float]]]:
+        """Places in ``asked``, batch by batch, and the log-likelihoods of what is scored of each."""
+        for places, hidden in self._hidden(asked, label):
+            yield places, sums(self._decoder, hidden, [asked[place].targets for place in places])
 
     def _group_batches(self, groups: dict[tuple[int, ...], list[Request]]) -> Iterator[list[list[Request]]]:
         """Groups of one context each, longest first, with at most ``batch_size`` requests together."""
         batch: list[list[Request]] = []
-        size = 0
+        size, limit = 0, tokens_at_once(self._decoder.device)
         for context in sorted(groups, key=lambda context: (-len(context), context)):
             for start in range(0, len(groups[context]), self.batch_size):
                 group = groups[context][start : start + self.batch_size]
                 width = len(batch[0][0].context) if batch else 0
-                if batch and (size + len(group) > self.batch_size or (len(batch) + 1) * width > self._positions()):
+                if batch and (size + len(group) > self.batch_size or (len(batch) + 1) * width > limit):
                     yield batch
                     batch, size = [], 0
                 batch.append(group)
@@ -260,8 +256,7 @@ class HFBackend:
 
     def _known(self, ids: list[list[int]]) -> Tensor:
         """Raises WinnowError for a token that the model has no row for."""
-        largest = max(map(max, ids))
-        rows = self.model.get_input_embeddings().weight.shape[0]
+        largest, rows = max(map(max, ids)), self._decoder.rows
         if largest >= rows:
             raise WinnowError(
                 f"token {largest} is outside the model's vocabulary of {rows}: the tokenizer is another's"
@@ -269,16 +264,17 @@ class HFBackend:
         return self._tensor(ids)
 
     def _tensor(self, values: list[Any]) -> Tensor:
-        return torch.tensor(values, device=self.model.device)
+        return torch.tensor(values, device=self._decoder.device)
 
     # The model
 
-    def _forward(self, ids: Tensor, mask: Tensor | None, positions: Tensor, cache: DynamicCache, last: bool) -> Tensor:
+    def _forward(self, ids: Tensor, mask: Tensor | None, positions: Tensor, cache: DynamicCache) -> Tensor:
+        """(n, V): the logits behind the last token of each row."""
         logits: Tensor = self.model(
             input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True,
-            logits_to_keep=1 if last else 0,
+            logits_to_keep=1,
         ).logits  # fmt: skip
-        return logits
+        return logits[:, -1]
 
     def _start(self, sequences: Sequence[Sequence[int]]) -> tuple[DynamicCache, Tensor, Tensor]:
         """Run contexts padded on the left: the cache, the mask [n, width], last logits [n, vocabulary]."""
@@ -287,7 +283,7 @@ class HFBackend:
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
         # A mask of ones is left out: attention then needs no matrix of all pairs of tokens.
         padded = mask if len(set(map(len, sequences))) > 1 else None
-        return cache, mask, self._forward(ids, padded, positions, cache, last=True)[:, -1]
+        return cache, mask, self._forward(ids, padded, positions, cache)
 
     @torch.inference_mode()
     def _continue(
@@ -316,72 +312,80 @@ class HFBackend:
                 break
             if active <= (1 - COMPACT_SHARE) * len(rows):
                 keep = self._tensor([i for i, goes_on in enumerate(running) if goes_on])
-                cache.batch_select_indices(keep)
+                cache.reorder_cache(keep)  # type: ignore[arg-type]
                 chosen, mask, positions = chosen[keep], mask[keep], positions[keep]
                 rows, running = [rows[i] for i in keep.tolist()], [True] * active
-            logits = self._forward(chosen[:, None], mask[:, : width + step], positions, cache, last=True)[:, -1]
+            logits = self._forward(chosen[:, None], mask[:, : width + step], positions, cache)
             positions = positions + 1
         return written
 
-    def _score(self, groups: list[list[Request]]) -> Iterator[tuple[Request, float]]:
-        """Score the continuations of a batch of contexts: the contexts once, then what follows each."""
-        contexts = [group[0].context for group in groups]
-        cache, mask, last = self._start(contexts)
-        first = last.float().log_softmax(-1)
-        rest: list[tuple[int, Request]] = []
-        scores: dict[int, float] = {}
-        for row, group in enumerate(groups):
-            for request in group:
-                scores[request.index] = float(first[row, request.continuation[0]])
-                if len(request.continuation) == 1:
-                    yield request, scores[request.index]
-                else:
-                    rest.append((row, request))
+    def _score_alone(self, requests: Sequence[Request], label: str) -> Iterator[tuple[Request, float]]:
+        """Each continuation behind its own context."""
+        asked = [Asked([*one.context, *one.continuation], len(one.context)) for one in requests]
+        for places, found in self._sums(asked, label):
+            yield from zip((requests[place] for place in places), found, strict=True)
+
+    @torch.inference_mode()
+    def _score_sharing(self, requests: Sequence[Request], label: str) -> Iterator[tuple[Request, float]]:
+        """A batch of contexts once, then what follows each."""
+        groups: dict[tuple[int, ...], list[Request]] = defaultdict(list)
+        for request in requests:
+            groups[request.context].append(request)
+        for batch in self._group_batches(groups):
+            yield from self._score_groups(batch)
+
+    def _score_groups(self, groups: list[list[Request]]) -> Iterator[tuple[Request, float]]:
+        decoder = self._decoder
+        assert isinstance(decoder, WholeModel)
+        cache, mask, last = self._start([group[0].context for group in groups])
+        both = [(row, request) for row, group in enumerate(groups) for request in group]
+        first = (
+            last.float()
+            .log_softmax(-1)[
+                self._tensor([row for row, _ in both]), self._tensor([request.continuation[0] for _, request in both])
+            ]
+            .tolist()
+        )
+        scores = {request.index: score for (_, request), score in zip(both, first, strict=True)}
+        rest = []
+        for row, request in both:
+            if len(request.continuation) == 1:
+                yield request, scores[request.index]
+            else:
+                rest.append((row, request))
         rest.sort(key=lambda pair: -len(pair[1].continuation))
         while rest:
-            size = max(1, self._positions() // len(rest[0][1].continuation))
+            size = max(1, tokens_at_once(self._decoder.device) // len(rest[0][1].continuation))
             part, rest = rest[:size], rest[size:]
             rows = self._tensor([row for row, _ in part])
             inputs, own_mask = self._pad_right([request.continuation[:-1] for _, request in part])
             starts = self._tensor([[len(request.context)] for _, request in part])
-            positions = starts + torch.arange(inputs.shape[1], device=inputs.device)
-            both = torch.cat([mask[rows], own_mask], dim=1)
-            logits = self._forward(inputs, both, positions, select_rows(cache, rows), last=False)
-            logprobs = _gather(logits, [request.continuation[1:] for _, request in part])
-            for (_, request), logprob in zip(part, logprobs, strict=True):
-                yield request, scores[request.index] + float(logprob.double().sum())
+            hidden = decoder.forward(
+                input_ids=inputs,
+                attention_mask=torch.cat([mask[rows], own_mask], dim=1),
+                position_ids=starts + torch.arange(inputs.shape[1], device=inputs.device),
+                past_key_values=select_rows(cache, rows),
+                use_cache=True,
+            )
+            targets = [request.continuation[1:] for _, request in part]
+            states = [row[: len(of_one)] for row, of_one in zip(hidden, targets, strict=True)]
+            for (_, request), logprob in zip(part, sums(self._decoder, states, targets), strict=True):
+                yield request, scores[request.index] + logprob
 
 
-def prompt_batches(lengths: Sequence[int], max_new_tokens: int, batch_size: int) -> Iterator[list[int]]:
-    """Places of prompts of these lengths, the longest first, in batches of at most ``batch_size``: fewer where they
-    would need more than CACHED_TOKENS or PADDING."""
-    batch: list[int] = []
-    padding = 0
-    for place in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        longest = lengths[batch[0]] if batch else lengths[place]
-        padding += longest - lengths[place]
-        rows = min(batch_size, CACHED_TOKENS // (longest + max_new_tokens))
-        if batch and (len(batch) >= rows or padding > PADDING):
-            yield batch
-            batch, padding = [], 0
-        batch.append(place)
-    if batch:
-        yield batch
+def open_checkpoint(
+    folder: str, dtype: str, device: Any, batch_size: int, max_length: int | None, stream: bool | None = None
+) -> HFBackend:
+    """The backend of ``backend=hf``: the model and tokenizer in ``folder``. Raises WinnowError as they do.
 
-
-def _gather(logits: Tensor, targets: Sequence[Sequence[int]]) -> list[Tensor]:
-    """The log-probability of each target token; row i of ``logits`` [n, width, vocabulary] is for row i."""
-    return [
-        row[: len(target)].float().log_softmax(-1)[torch.arange(len(target)), list(target)]
-        for row, target in zip(logits, targets, strict=True)
-    ]
-
-
-def open_checkpoint(folder: str, dtype: str, device: Any, batch_size: int, max_length: int | None) -> HFBackend:
-    """The backend of ``backend=hf``: the model and tokenizer in ``folder``. Raises WinnowError as they do."""
+    ``stream`` reads one decoder layer at a time, for scores of a model that is larger than memory.
+    """
     path = resolve_checkpoint(folder)
     tokenizer = load_tokenizer(path)
     ends = end_tokens_of(path, tokenizer)
-    backend = HFBackend(load_model(path, dtype, device), tokenizer, batch_size, max_length, ends)
+    if stream and not isinstance(device, str):
+        raise WinnowError("backend.stream=true computes on one device: model.device must name one, such as cuda:0")
+    model = ModelByLayer(path, dtype, device) if stream else load_model(path, dtype, device)
+    backend = HFBackend(model, tokenizer, batch_size, max_length, ends)
     backend.facts |= served_facts(path)
     return backend

@@ -20,6 +20,7 @@ from harness.backends import vllm_guard
 from harness.backends.counter import CHUNK as COUNTED_AT_ONCE
 from harness.backends.counter import MORE
 from harness.backends.ending import before_end
+from harness.backends.scoring import LOGITS
 from harness.backends.template import apply_template
 from harness.checkpoints.config import read_config
 from harness.checkpoints.hub import resolve_checkpoint
@@ -91,7 +92,7 @@ class TransformersLM(HFLM):  # type: ignore[misc]
             softmax_dtype="float32",
         )
         self._largest_batch, self._ends = backend.batch_size, backend.ends
-        self._logits = GPU_LOGITS if backend.model.device.type == "cuda" else hf_backend.LOGIT_BUDGET
+        self._logits = GPU_LOGITS if backend.model.device.type == "cuda" else LOGITS
 
     def _loglikelihood_tokens(self, requests: Sequence[Any], *args: Any, **options: Any) -> list[tuple[float, bool]]:
         """lm-eval's own, called once for all requests that are about as long (up to the same power of two)."""

@@ -19,10 +19,10 @@ from harness import progress
 from harness.calibration.batches import Batch, in_batches
 from harness.calibration.hidden_states import HiddenStates, InMemory
 from harness.calibration.observer import Observer
-from harness.calibration.offload import device_of
 from harness.calibration.streamed import Model, StreamedModel
 from harness.calibration.tokens import TokenSequence
 from harness.calibration.unfinished import Saved
+from harness.checkpoints.offload import device_of
 from harness.errors import WinnowError
 from harness.families.family import Family
 from harness.families.moe_block import MoeBlock, moe_block

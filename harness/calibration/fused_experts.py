@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers.integrations.moe import _grouped_linear
 
-from harness.calibration.offload import device_of
+from harness.checkpoints.offload import device_of
 
 _ALL = slice(None)
 

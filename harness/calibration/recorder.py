@@ -31,7 +31,7 @@ from harness.calibration.collectors.events import (
 from harness.calibration.collectors.pairs import Usage
 from harness.calibration.collectors.released import MovingAverage
 from harness.calibration.fused_experts import FusedExperts
-from harness.calibration.offload import forward_replaced, weights_at_hand
+from harness.checkpoints.offload import forward_replaced, weights_at_hand
 from harness.errors import WinnowError
 from harness.families.moe_block import MoeBlock
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.calibration.batches import BatchLayout
-from harness.calibration.offload import device_of, weights_at_hand
+from harness.checkpoints.offload import device_of, weights_at_hand
 from harness.contracts.plan import LayerPlan
 from harness.families.moe_block import MoeBlock
 from harness.layers import theory

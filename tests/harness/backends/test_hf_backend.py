@@ -7,8 +7,8 @@ import torch
 from transformers import PreTrainedModel
 
 from harness import progress
-from harness.backends.decoding import StopStrings
-from harness.backends.hf import HFBackend, prompt_batches
+from harness.backends.decoding import StopStrings, prompt_batches
+from harness.backends.hf import HFBackend
 from harness.backends.tokens import cut
 from harness.contracts.backend import Sampling
 from harness.errors import WinnowError
@@ -67,11 +67,9 @@ def text_model(family: str, seed: int = 0) -> PreTrainedModel:
 
 
 def watch(model: PreTrainedModel) -> list[tuple[int, ...]]:
-    """A list that grows by the shape of the input of every forward pass."""
+    """A list that grows by the shape of the tokens of every pass through the decoder."""
     shapes: list[tuple[int, ...]] = []
-    model.register_forward_pre_hook(
-        lambda _, __, arguments: shapes.append(tuple(arguments["input_ids"].shape)), with_kwargs=True
-    )
+    model.base_model.layers[0].register_forward_pre_hook(lambda _, given: shapes.append(tuple(given[0].shape[:2])))
     return shapes
 
 
@@ -190,9 +188,9 @@ def test_long_prompts_shrink_the_batch_and_keep_short_ones_out(monkeypatch: pyte
     lengths = [5, 40, 38, 6, 41, 40]
     assert list(prompt_batches(lengths, 8, 128)) == [[4, 1, 5, 2, 3, 0]]
     assert list(prompt_batches(lengths, 8, 2)) == [[4, 1], [5, 2], [3, 0]]
-    monkeypatch.setattr("harness.backends.hf.PADDING", 10)
+    monkeypatch.setattr("harness.backends.decoding.PADDING", 10)
     assert list(prompt_batches(lengths, 8, 128)) == [[4, 1, 5, 2], [3, 0]]
-    monkeypatch.setattr("harness.backends.hf.CACHED_TOKENS", 100)
+    monkeypatch.setattr("harness.backends.decoding.CACHED_TOKENS", 100)
     assert list(prompt_batches(lengths, 8, 128)) == [[4, 1], [5, 2], [3, 0]]
     assert list(prompt_batches([200, 3], 8, 128)) == [[0], [1]], "one prompt is always a batch"
     assert list(prompt_batches([], 8, 128)) == []
@@ -204,19 +202,34 @@ def test_long_prompts_shrink_the_batch_and_keep_short_ones_out(monkeypatch: pyte
     assert answers == [tokenizer.decode(naive_tokens(model, tokenizer.encode(p), 8)) for p in prompts]
 
 
-def test_large_vocabularies_shrink_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, tokenizer = tiny_model("qwen3_moe"), byte_tokenizer()
-    shapes = watch(model)
+def test_large_vocabularies_are_scored_in_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only what is asked for meets the head, and the batches of the decoder do not shrink."""
+    model, tokenizer = tiny_model("granitemoe"), byte_tokenizer()  # which scales its logits behind the head
+    shapes, slices = watch(model), []
+    model.lm_head.register_forward_pre_hook(lambda _, given: slices.append(given[0].shape[1]))
     documents = texts(12, seed=4)
-    pairs = [(document, document) for document in documents]
+    pairs = [(document, " " + document) for document in documents]
     backend = HFBackend(model, tokenizer)
-    rolling, scored = backend.loglikelihood_rolling(documents), backend.loglikelihood(pairs)
-    monkeypatch.setattr("harness.backends.hf.LOGIT_BUDGET", 300 * 100)
+
+    def scored() -> list[float]:
+        answers = [*backend.loglikelihood_rolling(documents), *backend.loglikelihood(pairs)]
+        found = [answer.logprob for answer in answers]
+        found += [value for answer in backend.token_logprobs(documents, 3) for value in answer.logprobs]
+        found += [value for answer in backend.token_logprobs(documents, 3) for value in answer.top_logprobs.ravel()]
+        for _, answer in sorted(backend.distributions(pairs, 9), key=lambda pair: pair[0]):
+            found += [*answer.logprobs, *answer.expected.ravel()]
+        return found
+
+    whole, before = scored(), list(shapes)
     shapes.clear()
-    small = backend.loglikelihood_rolling(documents)
-    assert len(shapes) > 3 and all(n == 1 or n * width <= 100 for n, width in shapes)
-    assert [r.logprob for r in small] == pytest.approx([r.logprob for r in rolling], abs=1e-4)
-    assert [r.logprob for r in backend.loglikelihood(pairs)] == pytest.approx([r.logprob for r in scored], abs=1e-4)
+    slices.clear()
+    monkeypatch.setattr("harness.backends.scoring.LOGITS", 300 * 7)
+    assert scored() == pytest.approx(whole, abs=1e-4)
+    assert shapes == before and max(slices) == 7
+    shapes.clear()
+    monkeypatch.setattr("harness.backends.scoring.CPU_TOKENS", 100)
+    assert scored() == pytest.approx(whole, abs=1e-4)
+    assert len(shapes) > len(before) and all(rows == 1 or rows * width <= 100 for rows, width in shapes)
 
 
 def test_progress_is_shown_under_its_name(capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,14 +10,14 @@ from transformers import PreTrainedModel
 
 from harness.calibration.collect import collect
 from harness.calibration.gate_ratios import gate_ratio_counts
-from harness.calibration.offload import device_of, forward_replaced, weights_at_hand
 from harness.calibration.tokens import TokenSequence
 from harness.checkpoints.apply_plan import apply_plan
 from harness.checkpoints.load import load_model
+from harness.checkpoints.offload import device_of, forward_replaced, weights_at_hand
+from harness.contracts.alignment import align_channels
 from harness.contracts.statistics import STATISTICS
 from harness.families.table import FAMILIES
 from harness.layers.diagnose import diagnose
-from methods.alignment import align_channels
 from tests.harness.checkpoints.compressed import merged
 from tests.tiny import save_tiny, tiny_model
 
