@@ -1,17 +1,18 @@
 """M-SMoE: dominant experts chosen over all layers; the others join the one their router logits resemble."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from typing import ClassVar
 
 import numpy as np
 
+from harness.contracts.alignment import align_channels
 from harness.contracts.method import Decision
 from harness.contracts.plan import CompressionPlan
 from harness.contracts.statistics import Statistics
 from harness.errors import WinnowError
-from methods.alignment import align_channels
 from methods.budget import checked_ratio, kept_experts
 from methods.checks import check_option, statistic, warn_of_never_routed
 from methods.grouping import merge_groups, renumber
@@ -76,17 +77,18 @@ class MSMoE:
         return Decision(CompressionPlan(tuple(plans)), groups=groups)
 
     def _permutations(self, statistics: Statistics, layer: int, leader: list[int]) -> dict[int, tuple[int, ...]]:
-        """Member -> its channels in its dominant's order; holds one dominant's weights at a time."""
+        """Member -> its channels in its dominant's order."""
         if self.alignment == "none":
             return {}
-        permutations = {}
-        for dominant in sorted(set(leader)):
-            members = [j for j, other in enumerate(leader) if other == dominant and j != dominant]
-            if members:
-                reference = statistics.expert_weights(layer, dominant)
-                for j in members:
-                    permutations[j] = align_channels(reference, statistics.expert_weights(layer, j))
-        return permutations
+        pairs = sorted((dominant, j) for j, dominant in enumerate(leader) if j != dominant)
+        align = statistics.align or partial(_one_by_one, statistics)
+        return {j: order for (_, j), order in zip(pairs, align(layer, pairs), strict=True)}
+
+
+def _one_by_one(statistics: Statistics, layer: int, pairs: Sequence[tuple[int, int]]) -> list[tuple[int, ...]]:
+    """``Align`` of these statistics by their experts' weights."""
+    weights = statistics.expert_weights
+    return [align_channels(weights(layer, dominant), weights(layer, member)) for dominant, member in pairs]
 
 
 def choose_dominants(frequency: Mapping[int, np.ndarray], total: int) -> dict[int, list[int]]:

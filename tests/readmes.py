@@ -72,10 +72,8 @@ RUN = {
     "winnow --help": "hc_smoe, importance_product, m_smoe",
     "winnow-data list": "gsm8k",
     "winnow model=qwen3_30b_a3b calibration=evol_codealpaca suite=none dry_run=true": "30.53 B",
-    "winnow method=frequency ratio=0.5 allocation=global suite=none dry_run=true": "64 of 128",
-    "winnow method=frequency ratio=0.5 allocation=list method.experts=[80,72,64,60,56,52] suite=none dry_run=true": (
-        "64 of 128"
-    ),
+    "winnow method=frequency ratio=0.5 allocation=global suite=none dry_run=true": "64.9%",
+    "winnow method=frequency ratio=0.5 allocation=list method.experts=[76,52] suite=none dry_run=true": "64.9%",
     "winnow-report results/routing --out DIR": "report written to",
     "winnow-report claims results/claims": "10 holds, 2 does not hold, 8 undecided, 0 not tested",
     "winnow-report migrate DIR": "of 4 records",
@@ -126,6 +124,7 @@ BY_HAND = {
     "python -m harness.reference.train": "results/reference_model/recipe.json",
     "python -m harness.reference.train --top-k 1": "results/reference_top1/recipe.json",
     "python -m harness.speed.calibration": "harness/README.md",
+    "python -m harness.speed.alignment": "harness/README.md",
     "python -m harness.speed.agreement": "harness/backends/README.md",
     "python -m harness.speed.generation": "harness/backends/README.md",
     "python -m harness.tools.carve DENSE OUT --experts 8 --check": "tests/harness/tools/test_carve.py",

@@ -8,10 +8,10 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
+from harness.contracts.alignment import align_channels
 from harness.contracts.plan import validate
 from harness.contracts.statistics import ExpertWeights
 from harness.errors import WinnowError
-from methods.alignment import align_channels
 from methods.m_smoe import MSMoE, choose_dominants
 from tests.methods.conftest import (
     DOCUMENT_LENGTHS,

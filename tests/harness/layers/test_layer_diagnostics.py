@@ -14,6 +14,7 @@ from harness.calibration.tokens import TokenSequence
 from harness.cells import diagnostics
 from harness.cells.cell import Cell
 from harness.checkpoints.load import load_model
+from harness.contracts.alignment import align_channels
 from harness.contracts.plan import CompressionPlan, prune
 from harness.errors import WinnowError
 from harness.families.table import family_of
@@ -21,7 +22,6 @@ from harness.layers.diagnose import diagnose, sample
 from harness.layers.theory import spread
 from harness.layers.watch import Watch
 from harness.records.store import RecordStore
-from methods.alignment import align_channels
 from tests.brute_force import expert_function, moe_blocks, routed_documents
 from tests.harness.cells.test_iterative import _logging_as_before, winnow  # noqa: F401
 from tests.harness.checkpoints.compressed import (

@@ -6,10 +6,10 @@ import math
 import numpy as np
 import pytest
 
+from harness.contracts.alignment import align_channels
 from harness.contracts.statistics import ExpertWeights
 from harness.layers import theory as measures
 from harness.layers.theory import FOLDS, GroupSums
-from methods.alignment import align_channels
 
 ALL = np.ones(FOLDS)
 
