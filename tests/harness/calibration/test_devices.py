@@ -63,8 +63,8 @@ def test_every_statistic_is_the_same_on_gpus(family: str, gpus: int) -> None:
 
 
 def waits(names: frozenset[str], experts: int = 8, lengths: tuple[int, ...] = LENGTHS) -> tuple[int, Counter[str]]:
-    """How often the host waits in a pass for ``names``, a batch of two sequences and a layer; and the lines where it does,
-    with those of the end of the pass."""
+    """How often the host waits in a pass for ``names``, a batch of two sequences and a layer; and the lines where it
+    does, with those of the end of the pass."""
 
     def counted(batches: int) -> Counter[str]:
         with PretendGpus() as gpus:
