@@ -5,7 +5,7 @@ hidden states of the text. A corpus whose hidden states do not fit goes through 
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 
 Stream = Literal["auto", "always", "never"]
 _GIB = 2**30
+_GROUPS_OF_PROCESS, _GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 MARGIN = 1.25  # of memory: what is computed with weights and hidden states takes some too
 STACKING = 4 / 3  # of the largest layer, while its experts' matrices are put into one
 
@@ -82,7 +83,7 @@ def open_for_pass(
     folder = resolve_checkpoint(folder)
     if stream == "never" or (stream == "auto" and _fits(folder, dtype, device, memory_gib)):
         return load_model(folder, dtype, device)  # type: ignore[arg-type]
-    where = _one_device(device)
+    where = one_device(device)
     log.info("%s is read one layer at a time, to %s", folder, where)
     model = ModelByLayer(folder, dtype, where)
     return StreamedModel(model, _left_for_hidden_states(model, memory_gib), state)
@@ -120,34 +121,47 @@ def free_memory(device: torch.device) -> int:
 
 
 def _left_in_group() -> int:
-    """What Linux leaves this process of the limit of its control group, whose cached files can go."""
-    for limit, used, cached in (
-        ("memory.max", "memory.current", "inactive_file"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_inactive_file"),
-    ):
-        root = Path("/sys/fs/cgroup")
-        try:
-            told = (root / limit).read_text().strip()
-            taken = int((root / used).read_text())
-            lines = (root / Path(limit).parent / "memory.stat").read_text().splitlines()
-        except (OSError, ValueError):
+    """What Linux leaves this process of the limits of its control groups, of which cached files can go."""
+    return min((_left(folder, *names) for folder, names in _groups()), default=2**63 - 1)
+
+
+def _groups() -> Iterator[tuple[Path, tuple[str, str, str]]]:
+    """The control groups that this process is in, of versions 2 and 1, and what their files are called."""
+    try:
+        lines = _GROUPS_OF_PROCESS.read_text().splitlines()
+    except OSError:
+        return
+    for _, controllers, path in (line.split(":", 2) for line in lines):
+        if controllers == "":
+            root, names = _GROUPS, ("memory.max", "memory.current", "inactive_file")
+        elif "memory" in controllers.split(","):
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+            root = _GROUPS / "memory"
+        else:
             continue
-        if not told.isdecimal():
-            continue
-        files = next((int(line.split()[1]) for line in lines if line.split()[0] == cached), 0)
-        return max(0, int(told) - taken + files)
-    return 2**63 - 1
+        inside = Path(path.lstrip("/"))
+        yield from ((root / folder, names) for folder in (inside, *inside.parents))
+
+
+def _left(folder: Path, limit: str, used: str, cached: str) -> int:
+    try:
+        most = (folder / limit).read_text().strip()
+        taken = int((folder / used).read_text())
+        told = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+    except (OSError, ValueError):
+        return 2**63 - 1
+    return max(0, int(most) - taken + int(told.get(cached, 0))) if most.isdecimal() else 2**63 - 1
 
 
 def _fits(folder: Path, dtype: str, device: Any, memory_gib: float | None) -> bool:
     if isinstance(device, Mapping):
         return True
-    names = str(_one_device(device))
-    if str(device) in ("auto", "balanced", "balanced_low_0", "sequential") and torch.cuda.is_available():
+    one = one_device(device)
+    if device in SPREAD and one.type == "cuda":
         free = sum(free_memory(torch.device("cuda", number)) for number in range(torch.cuda.device_count()))
     else:
-        free = free_memory(torch.device(names))
-    if torch.device(names).type == "cpu" and memory_gib is not None:
+        free = free_memory(one)
+    if one.type == "cpu" and memory_gib is not None:
         free = min(free, int(memory_gib * _GIB))
     return MARGIN * _whole_bytes(folder, dtype) <= free
 
@@ -158,17 +172,6 @@ def _whole_bytes(folder: Path, dtype: str) -> int:
     itemsize = dtype_of(CheckpointReader(folder), stated, dtype).itemsize
     stored = sizes["expert_bytes"] / max(sizes["expert_parameters"], 1)
     return int((sizes["parameters"] + sizes["padding_bytes"] / stored) * itemsize)
-
-
-def _one_device(device: Any) -> torch.device:
-    """A layer is on one device: the first one of a device map, or of those that a name stands for."""
-    if isinstance(device, Mapping):
-        return _one_device(next((place for place in device.values() if place not in ("cpu", "disk")), "cpu"))
-    if isinstance(device, int):
-        return torch.device("cuda", device)
-    if str(device) in ("auto", "balanced", "balanced_low_0", "sequential"):
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(device)
 
 
 def _hidden_bytes(model: StreamedModel, sequences: Sequence[TokenSequence], batch_size: int) -> int:

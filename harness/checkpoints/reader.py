@@ -8,6 +8,7 @@ matrices (``harness.checkpoints.packed_weights``) had before. What is stored of 
 import json
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from threading import Event
 from typing import Any, Protocol
@@ -146,7 +147,10 @@ class CheckpointReader:
         self._handles.clear()
 
     def read_ahead(self, names: Iterable[str], stop: Event) -> None:
-        """Have the system read what is stored of ``names`` into its cache, until ``stop`` is set."""
+        """Have the system read what is stored of ``names`` into its cache, until ``stop`` is set.
+
+        Faults are left for reading itself to find.
+        """
         buffer = bytearray(_AHEAD)
         by_file: dict[Path, list[str]] = {}
         for name in names:
@@ -155,13 +159,14 @@ class CheckpointReader:
             stored = [name] if scheme is None else [f"{module}.{part}" for part in packed.part_names(scheme)]
             for part in stored:
                 by_file.setdefault(self._file_with(part), []).append(part)
-        for path, stored in by_file.items():
-            with path.open("rb", buffering=0) as file:
-                for start, end in _ranges(file, stored):
-                    for place in range(start, end, _AHEAD):
-                        if stop.is_set():
-                            return
-                        os.preadv(file.fileno(), [memoryview(buffer)[: end - place]], place)
+        with suppress(OSError):
+            for path, stored in by_file.items():
+                with path.open("rb", buffering=0) as file:
+                    for start, end in _ranges(file, stored):
+                        for place in range(start, end, _AHEAD):
+                            if stop.is_set():
+                                return
+                            os.preadv(file.fileno(), [memoryview(buffer)[: end - place]], place)
 
     def _parts(self, name: str, scheme: packed.Scheme) -> dict[str, torch.Tensor]:
         module = name.removesuffix(".weight")
