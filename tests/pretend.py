@@ -6,6 +6,7 @@ two devices in one operation, a GPU's tensor read as numpy) and counts what make
 those of the CPU; where CUDA would attend with a fused kernel, the plain one of torch runs.
 """
 
+import os
 import traceback
 from collections import Counter
 from contextlib import ExitStack
@@ -121,6 +122,8 @@ class PretendGpus(TorchDispatchMode):
             overwritten = torch.__future__.get_overwrite_module_params_on_conversion()
             torch.__future__.set_overwrite_module_params_on_conversion(True)
             self._stack.callback(torch.__future__.set_overwrite_module_params_on_conversion, overwritten)
+            # Other threads know nothing of a mode; those of transformers load weights.
+            self._stack.enter_context(mock.patch.dict(os.environ, {"HF_DEACTIVATE_ASYNC_LOAD": "1"}))
             for name, answer in (("_lazy_init", None), ("get_device_capability", (9, 0)), ("empty_cache", None)):
                 self._stack.enter_context(mock.patch.object(torch.cuda, name, lambda *_, answer=answer, **__: answer))
         self._entered = getattr(self, "_entered", 0) + 1

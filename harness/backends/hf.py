@@ -45,6 +45,7 @@ from harness.backends.tokens import (
 from harness.checkpoints.by_layer import ModelByLayer
 from harness.checkpoints.hub import resolve_checkpoint
 from harness.checkpoints.load import load_model
+from harness.checkpoints.offload import one_device
 from harness.checkpoints.quantize import served_facts
 from harness.checkpoints.tokenizer import load_tokenizer
 from harness.contracts.backend import Distributions, LogLikelihood, Sampling, TokenLogprobs
@@ -129,8 +130,8 @@ class HFBackend:
         """
         if self.streamed:
             raise WinnowError(
-                "backend.stream=true scores texts but writes none, since each token would read all weights again: take "
-                "a suite that only scores, or stream=false on a machine that holds the model"
+                "backend.open.stream=true scores texts but writes none, since each token would read all weights again: "
+                "take a suite that only scores, or backend.open.stream=false where the model fits"
             )
         encoded = prompts_that_fit(self.tokenizer, prompts, max_new_tokens, self.max_length)
         stops = stops_by_prompt(stop, len(prompts), self._end_marks)
@@ -383,9 +384,7 @@ def open_checkpoint(
     path = resolve_checkpoint(folder)
     tokenizer = load_tokenizer(path)
     ends = end_tokens_of(path, tokenizer)
-    if stream and not isinstance(device, str):
-        raise WinnowError("backend.stream=true computes on one device: model.device must name one, such as cuda:0")
-    model = ModelByLayer(path, dtype, device) if stream else load_model(path, dtype, device)
+    model = ModelByLayer(path, dtype, one_device(device)) if stream else load_model(path, dtype, device)
     backend = HFBackend(model, tokenizer, batch_size, max_length, ends)
     backend.facts |= served_facts(path)
     return backend

@@ -70,6 +70,8 @@ class TokenBackend(Protocol):
 def language_model(backend: Backend) -> Any:
     """lm-eval's view of a backend that is open. Raises WinnowError for one that lm-eval cannot use."""
     if isinstance(backend, hf_backend.HFBackend):
+        if backend.streamed:
+            raise WinnowError("lm-eval tasks need the whole model at once: set backend.open.stream=false")
         return TransformersLM(backend)
     if isinstance(backend, TokenBackend):
         return BackendLM(backend)

@@ -1,12 +1,25 @@
-"""Modules whose weights are not always there: accelerate moves them to a device for their forward and away again."""
+"""Where weights are: on one device, or moved to one by accelerate for a module's forward and away again."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from accelerate.hooks import SequentialHook
 from torch import nn
+
+SPREAD = ("auto", "balanced", "balanced_low_0", "sequential")  # device maps by name: over all devices
+
+
+def one_device(device: Any) -> torch.device:
+    """Where a single layer goes: the first device of a device map, or of those that a name stands for."""
+    if isinstance(device, Mapping):
+        return one_device(next((place for place in device.values() if place not in ("cpu", "disk")), "cpu"))
+    if isinstance(device, int):
+        return torch.device("cuda", device)
+    if device in SPREAD:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(device)
 
 
 def device_of(module: nn.Module) -> torch.device:

@@ -12,7 +12,9 @@ from harness.contracts.record import STAGES, Record
 # What of a suite cannot change a result: where its data lie, how its judge is reached, what its tasks are filed under.
 NOT_OF_SUITE = ("root", "base_url", "api_key_env", "timeout", "retries", "backoff", "concurrency", "domain", "domains")
 # What of a backend changes no number but by rounding: how much is computed at once and where it is kept.
-NOT_OF_BACKEND = ("batch_size", "tensor_parallel_size", "gpu_memory_utilization", "kv_cache_gib", "start_seconds")
+NOT_OF_BACKEND = (
+    "batch_size", "stream", "tensor_parallel_size", "gpu_memory_utilization", "kv_cache_gib", "start_seconds",
+)  # fmt: skip
 # Contents that do not bear on the uncompressed model.
 OF_CELL_ALONE = ("corpus", "code/method")
 _CONTENTS = {
