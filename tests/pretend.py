@@ -258,15 +258,17 @@ def _line() -> str:
 
 
 def placed(model: PreTrainedModel, gpus: int) -> PreTrainedModel:
-    """``model`` on the pretend GPU 0; or its first decoder layers there and the others on GPU 1, as accelerate splits
-    a model that one GPU does not hold: with hooks that bring along what a layer is given."""
+    """``model`` on the pretend GPU 0; or on two, as accelerate splits a model that one GPU does not hold: with hooks
+    that bring along what a layer is given."""
     if gpus == 1:
         return model.to("cuda:0")
-    layers = len(model.base_model.layers)
-    prefix = model.base_model_prefix
-    first, second = "cuda:0", "cuda:1"
-    where = {f"{prefix}.layers.{layer}": first if layer < layers // 2 else second for layer in range(layers)}
+    return dispatch_model(model, halves(model), main_device="cuda:0", force_hooks=True)
+
+
+def halves(model: PreTrainedModel) -> dict[str, str]:
+    """The device map that has the embedding and the first half of the decoder layers on GPU 0, the rest on GPU 1."""
+    prefix, layers = model.base_model_prefix, len(model.base_model.layers)
+    where = {f"{prefix}.layers.{layer}": f"cuda:{int(layer >= layers // 2)}" for layer in range(layers)}
     others = [name for name, _ in model.base_model.named_children() if name != "layers"]
-    where |= {f"{prefix}.{name}": first if "embed" in name else second for name in others}
-    where |= {name: second for name, _ in model.named_children() if name != prefix}
-    return dispatch_model(model, where, main_device=first, force_hooks=True)
+    where |= {f"{prefix}.{name}": f"cuda:{int('embed' not in name)}" for name in others}
+    return where | {name: "cuda:1" for name, _ in model.named_children() if name != prefix}
