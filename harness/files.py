@@ -84,6 +84,11 @@ def sweep(folder: Path, *patterns: str) -> None:
             path.unlink(missing_ok=True)
 
 
+def user_cache() -> Path:
+    """The folder of what is remembered for this user, whatever the output folder."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "winnow"
+
+
 def is_full(error: BaseException) -> bool:
     """Whether the system has refused to write more: the disk is full, or what the user may have of it."""
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

@@ -6,7 +6,7 @@ left to ``align_channels``, and so every order is the one that it finds.
 """
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -86,9 +86,10 @@ def aligned(
 
 def device_for(setting: Any) -> torch.device:
     """Where ``model.device`` has matrix products in float32 and float64: the device itself, or of several the first."""
-    if not isinstance(setting, str | int):
-        setting = "auto"
-    name = f"cuda:{setting}" if isinstance(setting, int) else setting
+    if isinstance(setting, Mapping):
+        found = [device_for(one) for one in setting.values() if one not in ("cpu", "disk")]
+        return found[0] if found else torch.device("cpu")
+    name = f"cuda:{setting}" if isinstance(setting, int) else str(setting)
     if name in ("auto", "balanced", "balanced_low_0", "sequential"):
         name = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(name if name.startswith("cuda") else "cpu")

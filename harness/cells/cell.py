@@ -11,7 +11,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from harness.backends.choice import choose
 from harness.calibration.collect import wanted_statistics
-from harness.calibration.tokens import TokenSequence, tokenize
+from harness.calibration.token_cache import tokenized
+from harness.calibration.tokens import TokenSequence
 from harness.cells.check import check_settings, make
 from harness.cells.contents import contents_of
 from harness.checkpoints.check import check_checkpoint, check_names
@@ -23,7 +24,6 @@ from harness.checkpoints.packed_weights import SECTION as QUANTIZED
 from harness.checkpoints.quantize import Quantization
 from harness.checkpoints.skipping import SECTION as SKIPPING
 from harness.checkpoints.skipping import Skip
-from harness.checkpoints.tokenizer import load_tokenizer
 from harness.contracts.method import Method, Schedule
 from harness.contracts.shape import MoeShape
 from harness.contracts.statistics import ROUTER_SCORES, SAMPLED
@@ -165,7 +165,7 @@ def corpus_of(plain: Mapping[str, Any], folder: Path) -> tuple[list[Document], l
     settings = plain["calibration"]
     documents = load_documents(settings["corpus"])
     names = ("max_length", "packing", "chat_template", "max_blocks", "bos")
-    return documents, tokenize(documents, load_tokenizer(folder), *(settings[name] for name in names))
+    return documents, tokenized(documents, folder, {name: settings[name] for name in names})
 
 
 def resolved(config: DictConfig, within: str = "") -> dict[str, Any]:

@@ -146,6 +146,7 @@ def _statistics(
         root / "calibration",
         fingerprint=fingerprint,
         shards=cell.config["calibration"]["shards"] if model == cell.model else None,
+        device=cell.config["model"]["device"],
         **_of_pass(cell),
     )
 

@@ -3,14 +3,13 @@
 import hashlib
 import json
 import logging
-import os
 import time
 from collections.abc import Iterable
 from pathlib import Path
 
 from harness.checkpoints.weight_files import weight_files
 from harness.errors import WinnowError
-from harness.files import write_files
+from harness.files import user_cache, write_files
 from harness.progress import bar
 
 log = logging.getLogger(__name__)
@@ -59,7 +58,7 @@ def _fingerprint(paths: Iterable[Path]) -> str:
 
 def _remembered(path: Path) -> str:
     """The sha256 of a large file, from the user's cache where the file is certainly the one that was hashed."""
-    memory, seen = _memory(), _state(path)
+    memory, seen = user_cache() / "hashes.json", _state(path)
     known = _read(memory)
     key = str(path.resolve())
     if known.get(key, {}).get("state") == seen:
@@ -86,11 +85,6 @@ def _sha256(path: Path) -> str:
 def _state(path: Path) -> list[int]:
     about = path.stat()
     return [about.st_size, about.st_mtime_ns, about.st_ctime_ns, about.st_ino, about.st_dev]
-
-
-def _memory() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "winnow" / "hashes.json"
 
 
 def _read(memory: Path) -> dict[str, dict[str, object]]:

@@ -1,14 +1,18 @@
 """Does a calibration corpus contain the items that a suite asks? Compared as runs of words, before any tokenization."""
 
+import hashlib
+import json
 import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
 from harness.contracts.task import Task
 from harness.data.schema import Row
 from harness.errors import WinnowError
+from harness.files import user_cache, write_files
 
 log = logging.getLogger(__name__)
 
@@ -17,6 +21,10 @@ RUN = 13
 SHORTEST = 8
 # Templates and quotations are shared without an item being known: this share of an item's runs must be in the corpus.
 SHARE = 0.5
+_RULES = 1  # raised where ``overlaps`` comes to find something else by the same numbers
+_LARGE = 2**20  # characters of a corpus from which on a comparison takes a noticeable time
+_KEPT = 10_000  # comparisons
+_memory: dict[str, dict[str, int]] = {}
 _WORD = re.compile(r"\w+")
 _BASE = np.uint64(0x9E3779B97F4A7C15)  # odd, so that no power of it is 0 modulo 2**64
 
@@ -36,7 +44,7 @@ def check(corpus: str, documents: Iterable[str], tasks: Iterable[Task]) -> dict[
             continue
         if texts:
             of_task[task.name] = texts
-    found = overlaps(documents, of_task) if of_task else {}
+    found = _remembered(list(documents), of_task) if of_task else {}
     for name, counts in found.items():
         if counts["found"]:
             log.warning(
@@ -44,6 +52,56 @@ def check(corpus: str, documents: Iterable[str], tasks: Iterable[Task]) -> dict[
                 corpus, counts["found"], counts["items"], name,
             )  # fmt: skip
     return found
+
+
+def _remembered(documents: Sequence[str], of_task: Mapping[str, Sequence[str]]) -> dict[str, dict[str, int]]:
+    """``overlaps``, or what it has found before of the same texts: in this process, and of many texts ever."""
+    corpus = _digest(documents)
+    keys = {name: f"{corpus} {_digest(texts)}" for name, texts in of_task.items()}
+    many = sum(map(len, documents)) >= _LARGE
+    known = (_read() if many else {}) | _memory
+    missing = {name: texts for name, texts in of_task.items() if keys[name] not in known}
+    new = {keys[name]: counts for name, counts in (overlaps(documents, missing) if missing else {}).items()}
+    _memory.update(new)
+    if new and many:
+        kept = dict(list((_read() | new).items())[-_KEPT:])
+        try:
+            write_files({_file(): json.dumps({"found": kept, "sha256": _sha256(kept)}).encode()})
+        except WinnowError as error:
+            log.warning("what a comparison of corpus and items has found is not remembered: %s", error)
+    known |= new
+    return {name: dict(known[key]) for name, key in keys.items()}
+
+
+def _digest(texts: Iterable[str]) -> str:
+    """Of the texts one by one, and of the rules by which they are compared."""
+    digest = hashlib.sha256(json.dumps([_RULES, RUN, SHORTEST, SHARE]).encode())
+    for text in texts:
+        digest.update(json.dumps(text).encode())
+    return digest.hexdigest()[:32]
+
+
+def _file() -> Path:
+    return user_cache() / "contamination.json"
+
+
+def _read() -> dict[str, dict[str, int]]:
+    """Counts by the digests of corpus and items."""
+    try:
+        told = json.loads(_file().read_text())
+        found: dict[str, dict[str, int]] = told["found"]
+        if told["sha256"] != _sha256(found):
+            raise ValueError("it was changed after it was written")
+        return found
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        log.warning("%s is damaged (%s): corpus and items are compared anew", _file(), error)
+        return {}
+
+
+def _sha256(found: Mapping[str, Mapping[str, int]]) -> str:
+    return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
 
 
 def item_text(row: Row) -> str:

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from itertools import islice
 
 from harness.data.rows import Document
@@ -46,8 +47,11 @@ def texts(domain: str, split: Split, count: int, seed: int) -> list[str]:
 
 def calibration_corpus(parts: Mapping[str, int], seed: int) -> list[Document]:
     """Calibration documents of the reference domains: so many of each, labelled with their domain."""
-    return [
-        Document(text, source=domain)
-        for domain, count in parts.items()
-        for text in texts(domain, "calibration", count, seed)
-    ]
+    return list(_documents(tuple(parts.items()), seed))
+
+
+@lru_cache(maxsize=4)  # a second of work, that the cells of a process share
+def _documents(parts: tuple[tuple[str, int], ...], seed: int) -> tuple[Document, ...]:
+    return tuple(
+        Document(text, source=domain) for domain, count in parts for text in texts(domain, "calibration", count, seed)
+    )

@@ -12,7 +12,7 @@ from harness.calibration.calibrate import calibrate, calibrate_shard
 from harness.calibration.shards import check_shard, parts
 from harness.calibration.tokens import TokenSequence
 from harness.checkpoints.load import load_model
-from harness.contracts.statistics import RELEASED, SAMPLED, STATISTICS
+from harness.contracts.statistics import STATISTICS
 from harness.errors import WinnowError
 from tests.harness.calibration.test_merge import corpus
 from tests.tiny import save_tiny
@@ -257,4 +257,3 @@ def test_shards_that_cannot_be_are_refused(model: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(WinnowError, match="cannot write in"):
         shard(model, tmp_path / "file", 0, {"ean_sum"})
-    assert SAMPLED | RELEASED < ALL
