@@ -159,9 +159,9 @@ def check_shard(shard: int | None, shards: int | None) -> None:
 
 
 def parts(sequences: Sequence[TokenSequence], batch_size: int, shards: int) -> list[tuple[list[TokenSequence], Part]]:
-    """The corpus as ``shards`` parts, in the order of a pass; where it has few batches, some have no sequence.
+    """The corpus as ``shards`` parts, in the order of a pass; where it has fewer batches, the last have no sequence.
 
-    A part ends with the batch whose end is nearest to its share of the tokens.
+    A part ends with the batch whose end is nearest to its share of the tokens, and has at least one.
     """
     if batch_size < 1:
         raise WinnowError(f"calibration.batch_size must be at least 1, not {batch_size}")
@@ -172,9 +172,10 @@ def parts(sequences: Sequence[TokenSequence], batch_size: int, shards: int) -> l
     starts = [*range(0, len(ordered), batch_size), len(ordered)]  # of batches, and the end
     before = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])[starts]  # tokens before each of these
     total = int(before[-1])
-    shares = np.arange(shards + 1) * total / shards
-    cuts = [int(np.abs(before - share).argmin()) for share in shares]
-    cuts[0], cuts[-1] = 0, len(starts) - 1
+    batches, cuts = len(starts) - 1, [0]
+    for done in range(1, shards + 1):
+        nearest = int(np.abs(before - done * total / shards).argmin())
+        cuts.append(min(batches, max(cuts[-1] + 1, min(nearest, batches - (shards - done)))))
     return [
         (ordered[starts[cut] : starts[end]], Part(int(before[cut]), total))
         for cut, end in zip(cuts[:-1], cuts[1:], strict=True)

@@ -77,7 +77,7 @@ def test_shards_equal_one_pass(family: str, packed: bool, count: int, tmp_path: 
     folder, sequences = tmp_path / "model", SEQUENCES if packed else unpacked(SEQUENCES)
     save_tiny(folder, family)
     files = [shard(folder, tmp_path / "c", number, sequences=sequences, count=count) for number in range(count)]
-    assert sum(file is not None for file in files) == {1: 1, 3: 3, 9: 4}[count]
+    assert sum(file is not None for file in files) == min(count, 5)
     statistics, found = whole(folder, tmp_path / "c", sequences=sequences, count=count)
     expected = whole(folder, tmp_path / "one", sequences=sequences, count=None)[1]
     assert_same(found, expected)
@@ -233,6 +233,8 @@ def test_parts_are_contiguous_whole_batches_of_about_as_many_tokens(count: int, 
     place = 0
     largest = max(sum(len(s.input_ids) for s in ordered[i : i + batch_size]) for i in range(0, 41, batch_size))
     total = sum(len(each.input_ids) for each in ordered)
+    batches = -(-41 // batch_size)
+    assert [bool(of) for of, _ in found] == [True] * min(count, batches) + [False] * (count - min(count, batches))
     for of, part in found:
         assert place % batch_size == 0 or not of
         assert (part.offset, part.total) == (sum(len(each.input_ids) for each in ordered[:place]), total)
