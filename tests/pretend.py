@@ -17,7 +17,7 @@ from unittest import mock
 import numpy as np
 import torch
 from accelerate import dispatch_model
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter, tree_map
 from transformers import PreTrainedModel
@@ -66,7 +66,9 @@ class Pretended(Tensor):
     inner: Tensor
 
     @staticmethod
-    def __new__(cls, inner: Tensor, device: torch.device) -> "Pretended":
+    def __new__(cls, inner: Tensor, device: torch.device | None = None, requires_grad: bool = False) -> Any:
+        if device is None:  # accelerate makes a parameter anew as one of the class that it had
+            return nn.Parameter(inner, requires_grad)
         with torch.inference_mode(False):  # what is a view of a weight must not be an inference tensor; ``inner`` may
             made = torch.Tensor._make_wrapper_subclass(
                 cls, inner.shape, strides=inner.stride(), storage_offset=inner.storage_offset(), dtype=inner.dtype,
@@ -196,7 +198,7 @@ class PretendGpus(TorchDispatchMode):
         return next(iter(gpus))
 
     def _count_copy(self, name: str, source: torch.device, target: torch.device) -> None:
-        if source != target:
+        if source != target and "meta" not in (source.type, target.type):
             kinds = (source.type, target.type)
             counts = {("cuda", "cpu"): self.waits, ("cpu", "cuda"): self.uploads, ("cuda", "cuda"): self.moves}
             counts[kinds][f"{name} {source} to {target} at {_line()}"] += 1

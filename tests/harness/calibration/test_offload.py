@@ -19,7 +19,7 @@ from harness.contracts.statistics import STATISTICS
 from harness.families.table import FAMILIES
 from harness.layers.diagnose import diagnose
 from tests.harness.checkpoints.compressed import merged
-from tests.tiny import save_tiny, tiny_model
+from tests.tiny import ALL_FAMILIES, save_tiny, tiny_model
 
 CPU = torch.device("cpu")
 GROUPS = [[[0, 3], [1, 2, 5, 7], [4], [6]]] * 2
@@ -40,7 +40,7 @@ def offloaded(model: PreTrainedModel, where: str, folder: Path) -> PreTrainedMod
 
 
 @pytest.mark.parametrize("where", ["cpu", "disk"])
-@pytest.mark.parametrize("family", ["qwen3_moe", "deepseek_v3", "gpt_oss", "granitemoe"])
+@pytest.mark.parametrize("family", ALL_FAMILIES)
 def test_every_statistic_of_an_offloaded_model_is_the_same(family: str, where: str, tmp_path: Path) -> None:
     names, row = frozenset(STATISTICS), FAMILIES[family]
     expected = collect(tiny_model(family), sequences(), row, names, 2)
@@ -71,15 +71,18 @@ def test_a_compressed_model_is_offloaded_too(tmp_path: Path) -> None:
             np.testing.assert_array_equal(found.layers[layer][name], values)
 
 
-def test_layer_diagnostics_of_an_offloaded_model_are_the_same(tmp_path: Path) -> None:
-    save_tiny(tmp_path / "model", "qwen3_moe")
+@pytest.mark.parametrize("where", ["cpu", "disk"])
+@pytest.mark.parametrize("family", ["qwen3_moe", "gpt_oss", "granitemoe"])
+def test_layer_diagnostics_of_an_offloaded_model_are_the_same(family: str, where: str, tmp_path: Path) -> None:
+    save_tiny(tmp_path / "model", family)
+    kept = (tmp_path / str(i) for i in range(2))  # a folder for each model
 
     def diagnosed(load) -> dict:
         return diagnose(
             tmp_path / "model", merged(*GROUPS), sequences(), tmp_path / "scratch", load, align_channels, batch_size=2
         )
 
-    assert diagnosed(lambda folder: offloaded(load_model(folder), "cpu", tmp_path)) == diagnosed(load_model)
+    assert diagnosed(lambda folder: offloaded(load_model(folder), where, next(kept))) == diagnosed(load_model)
 
 
 def test_a_replaced_forward_runs_inside_of_the_hook_and_goes_again(tmp_path: Path) -> None:
