@@ -1,7 +1,7 @@
 """Which backend ``backend=auto`` takes. The rule, in order:
 
-1. transformers where vLLM cannot serve the model right (``vllm_guard.reason_against``), or is of a version that was not
-   tried;
+1. transformers where vLLM cannot serve the model right (``vllm_guard.reason_against``), where as many GPUs as were
+   asked for cannot share it, or where vLLM is of a version that was not tried;
 2. transformers where nothing is to be written (``suite=none`` and suites that only score);
 3. on GPUs: vLLM;
 4. on a CPU: vLLM where the tokens to write, times the parameters that each of them uses, are ``WORTH_A_START`` or more.
@@ -27,7 +27,10 @@ def choose(
     ``backend`` is the configuration's: of one backend, or of ``auto`` with both under it; ``active`` gives the
     parameters that a token uses. Raises WinnowError where vLLM was asked for and cannot serve the model right.
     """
-    reason = "" if backend["name"] == "hf" else vllm_guard.reason_against(model_config)
+    reason = ""
+    if backend["name"] != "hf":
+        devices = int(backend.get("vllm", backend).get("open", {}).get("tensor_parallel_size") or 1)
+        reason = vllm_guard.reason_against(model_config) or vllm_guard.reason_against_sharing(model_config, devices)
     if backend["name"] != "auto":
         if reason:
             raise WinnowError(f"backend=vllm: {reason}")

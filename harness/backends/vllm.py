@@ -28,6 +28,7 @@ from harness.backends.tokens import (
 )
 from harness.backends.vllm_engine import scoring
 from harness.backends.vllm_process import EngineProcess
+from harness.checkpoints.config import read_config
 from harness.checkpoints.hub import resolve_checkpoint
 from harness.checkpoints.quantize import served_facts, served_folder
 from harness.checkpoints.tokenizer import load_tokenizer
@@ -214,6 +215,12 @@ class VLLMBackend:
                 f"a sequence of {longest} tokens, where the engine keeps room for {room}: a task told that it needs no "
                 "more; give backend.open.max_length"
             )
+        largest = max((token for tokens in sequences for token in tokens), default=0)
+        if largest >= self.facts.get("vocabulary", largest + 1):
+            raise WinnowError(
+                f"token {largest} is outside the model's vocabulary of {self.facts['vocabulary']}: the tokenizer is "
+                "another's"
+            )
         answers = self._engine.run(sequences, settings) if sequences else iter(())
         return iter(progress_bar(progress, len(sequences), answers))
 
@@ -255,7 +262,7 @@ def open_checkpoint(
     engine does not start.
     """
     path = resolve_checkpoint(folder)
-    faults = vllm_guard.check(path)
+    faults, config = vllm_guard.check(path), read_config(path)
     on_cpu = vllm_guard.is_cpu_build()
     if kv_cache_gib is None and on_cpu:
         kv_cache_gib = 1.0
@@ -271,8 +278,9 @@ def open_checkpoint(
         **faults,
         **(engine or {}),
     }
+    options = vllm_guard.engine_arguments(config, options)
     environment = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "WARNING")}
-    if tensor_parallel_size == 1:
+    if options["tensor_parallel_size"] == 1:
         environment["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # this child process is enough
     threads = os.environ.get("OMP_NUM_THREADS") or ("1" if (os.cpu_count() or 1) <= FEW_CORES else "")
     if on_cpu and threads:

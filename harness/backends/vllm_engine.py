@@ -50,6 +50,7 @@ def facts(engine: Any) -> dict[str, Any]:
         "version": vllm.__version__,
         "max_length": engine.llm_engine.model_config.max_model_len,
         "engine_length": engine.llm_engine.model_config.max_model_len,
+        "vocabulary": engine.llm_engine.model_config.get_vocab_size(),
         "max_logprobs": engine.llm_engine.model_config.max_logprobs,
         "expert_bytes": sum(engine.collective_rpc("winnow_expert_bytes")),
     }

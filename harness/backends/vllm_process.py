@@ -23,7 +23,8 @@ ENGINE = "harness.backends.vllm_engine"
 TAIL = 15  # lines of the engine's output that an error looks at
 CLOSE_SECONDS = 60.0  # 4 s were measured with one worker and up to 10 s with two; one that takes longer is stuck
 LEFT_OVER_SECONDS = 5.0  # for workers to end that are there when the engine is gone
-ELSEWHERE = "See root cause above"  # what an engine with several processes says where one of its workers has failed
+# What an engine with several processes says where one of its workers has failed.
+ELSEWHERE = ("See root cause above", "See stack trace (above)")
 _ERROR = re.compile(r"\b(?:\w+\.)*\w*(?:Error|Exception): .+")
 CHECKPOINT = "checkpoint"  # what the folder is called in there
 
@@ -89,7 +90,9 @@ class EngineProcess:
             raise WinnowError(f"the vLLM engine has stopped: {self._last_words()}") from error
         if kind == "failed":
             text = str(answer[0])
-            raise WinnowError(f"vLLM: {_advice(self._first_error() or text if ELSEWHERE in text else text)}")
+            if any(phrase in text for phrase in ELSEWHERE):
+                text = self._first_error() or text
+            raise WinnowError(f"vLLM: {_advice(text)}")
         return answer
 
     def _last_words(self) -> str:

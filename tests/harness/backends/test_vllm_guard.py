@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from harness.backends import vllm_guard
+from harness.backends.choice import choose
 from harness.errors import WinnowError
 from tests.harness.backends.vllm_served import edited, made, needs_vllm
 
@@ -56,3 +57,94 @@ def test_architectures_with_known_faults_are_refused_or_mended(tmp_path: Path, m
     assert "topk_method" in vllm_guard.reason_against({"model_type": "deepseek_v3", "scoring_func": "sigmoid"})
     monkeypatch.setattr(vllm_guard, "find_spec", lambda name: None)
     assert "not installed: install it with" in vllm_guard.reason_against({"model_type": "mixtral"})
+
+
+# Several devices
+
+QWEN3 = {
+    "model_type": "qwen3_moe", "num_hidden_layers": 2, "num_attention_heads": 8, "num_key_value_heads": 2,
+    "num_experts": 60, "num_experts_per_tok": 4, "moe_intermediate_size": 24, "intermediate_size": 96,
+    "hidden_size": 64,
+}  # fmt: skip
+QWEN2 = QWEN3 | {"model_type": "qwen2_moe", "shared_expert_intermediate_size": 36}
+
+
+def layout_of(*experts_and_widths: tuple[list[int], list[int]]) -> dict[str, object]:
+    """A compact config with, for each layer, its route and the widths of its experts."""
+    layers = {
+        str(i): {"experts": len(widths), "width": widths, "route": route}
+        for i, (route, widths) in enumerate(experts_and_widths)
+    }
+    return QWEN3 | {"winnow": {"version": 1, "layers": layers}}
+
+
+@pytest.mark.parametrize(
+    ("config", "devices", "wrong"),
+    [
+        (QWEN3, 1, ""),
+        (QWEN3, 2, ""),
+        (QWEN3, 4, ""),  # each key-value head on two devices
+        (QWEN3, 3, "8 attention heads, which tensor_parallel_size=3 does not divide: it can be 1, 2"),
+        (QWEN3 | {"num_attention_heads": 12, "num_key_value_heads": 4}, 6, "4 key-value heads"),
+        (QWEN3 | {"num_attention_heads": 16}, 16, "24 channels in an expert.* it can be 1, 2, 4, 8"),
+        (QWEN3 | {"moe_intermediate_size": 25}, 2, "25 channels in an expert"),
+        (QWEN3 | {"mlp_only_layers": [0], "intermediate_size": 97}, 2, "97 channels in a dense layer"),
+        (QWEN3 | {"intermediate_size": 97}, 2, ""),  # no layer is dense
+        (QWEN2, 4, ""),
+        (QWEN2 | {"num_attention_heads": 24}, 8, "36 channels in the shared expert"),
+        (layout_of(([0, 1, 0], [5, 7]), ([0, 1], [24, 1])), 4, ""),  # the plugin pads them
+        (layout_of(([0, 1, 0], [5, 7]), ([0, 1], [24, 1])), 3, "8 attention heads"),
+    ],
+)
+def test_devices_that_cannot_share_a_model(config: dict[str, object], devices: int, wrong: str) -> None:
+    if not wrong:
+        assert vllm_guard.reason_against_sharing(config, devices) == ""
+        assert vllm_guard.engine_arguments(config, {"tensor_parallel_size": devices})
+        return
+    with pytest.raises(WinnowError, match=f"^the model has {wrong}"):
+        vllm_guard.engine_arguments(config, {"tensor_parallel_size": devices})
+    with pytest.raises(WinnowError, match=f"^backend=vllm: the model has {wrong}"):  # in the dry run too
+        choose({"name": "vllm", "open": {"tensor_parallel_size": devices}}, config, [], lambda: 1)
+
+
+def test_whole_experts_need_no_width_that_divides() -> None:
+    odd = QWEN3 | {"moe_intermediate_size": 25}
+    given = {"tensor_parallel_size": 2, "enable_expert_parallel": True}
+    assert vllm_guard.engine_arguments(odd, given) == given
+    with pytest.raises(WinnowError, match="enable_expert_parallel: compact checkpoints were not tried"):
+        vllm_guard.engine_arguments(layout_of(([0, 0], [4]), ([0, 0], [4])), given)
+
+
+def test_engines_that_do_not_know_of_each_other_are_refused() -> None:
+    for more in ({}, {"enable_expert_parallel": True}):
+        with pytest.raises(WinnowError, match="data_parallel_size=2: .*take tensor_parallel_size"):
+            vllm_guard.engine_arguments(QWEN3, {"data_parallel_size": 2, **more})
+
+
+def test_router_logits_are_not_padded_where_vllm_would_misread_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert vllm_guard.engine_arguments(QWEN3, {}) == {}, "the CPU build has no such kernel"
+    monkeypatch.setattr(vllm_guard, "is_cpu_build", lambda: False)
+
+    def compiled(config: dict[str, object], given: object = None) -> object:
+        arguments = vllm_guard.engine_arguments(config, {} if given is None else {"compilation_config": given})
+        return arguments.get("compilation_config")
+
+    unpadded = {"inductor_compile_config": {"shape_padding": False}}
+    assert compiled(QWEN3) == unpadded
+    assert compiled(QWEN3 | {"num_experts": 64}) is None
+    even, odd = ([*range(8)], [4] * 8), ([0, 1, 2, 3, 0, 1, 2], [4] * 4)
+    assert compiled(layout_of(even, even)) is None
+    assert compiled(layout_of(even, odd)) == unpadded
+    assert compiled(layout_of(([0] * 16, [4]), even)) is None, "rows count, and not experts"
+    assert compiled(QWEN3, 3) == {"mode": 3} | unpadded
+    given = {"cudagraph_mode": "NONE", "inductor_compile_config": {"max_autotune": True}}
+    before = json.loads(json.dumps(given))
+    assert compiled(QWEN3, given) == {
+        "cudagraph_mode": "NONE", "inductor_compile_config": {"shape_padding": False, "max_autotune": True}
+    }  # fmt: skip
+    assert given == before
+    asked = {"inductor_compile_config": {"shape_padding": True}}
+    assert compiled(QWEN3, asked) == asked, "the user has the last word"
+    from vllm.config import CompilationConfig
+
+    assert CompilationConfig(**unpadded).inductor_compile_config["shape_padding"] is False
