@@ -84,6 +84,7 @@ RUN_SLOWLY = (
     "winnow -m method=reap,hc_smoe ratio=0.25,0.5 calibration=code,math",
     "winnow -m method=reap,hc_smoe ratio=0.25,0.5 calibration=code,math launcher=joblib hydra.launcher.n_jobs=2",
     "winnow -m method=coverage ratio=0.25,0.5 calibration=mixed quantize=none,int4",
+    "winnow -m method=reap ratio=0.5 active=null,4",
     "winnow method=reap_coverage method@method.first=frequency method@method.second=random_channels method.split=0.25",
     "winnow model=local model.path=DIR calibration=local calibration.path=FILE.jsonl calibration.max_length=256 "
     "method=reap ratio=0.25 suite=none output_dir=OUT",
@@ -125,6 +126,8 @@ BY_HAND = {
     "python -m harness.reference.train --top-k 1": "results/reference_top1/recipe.json",
     "python -m harness.speed.calibration": "harness/README.md",
     "python -m harness.speed.alignment": "harness/README.md",
+    "python -m harness.speed.streamed": "results/streamed",
+    "python -m harness.speed.streamed --gib 29": "results/streamed",
     "python -m harness.speed.agreement": "harness/backends/README.md",
     "python -m harness.speed.generation": "harness/backends/README.md",
     "python -m harness.tools.carve DENSE OUT --experts 8 --check": "tests/harness/tools/test_carve.py",
