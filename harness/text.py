@@ -1,5 +1,6 @@
-"""Words in columns, for the tables that a person reads on a terminal. Free of torch."""
+"""Words in columns and sizes, for the tables that a person reads on a terminal. Free of torch."""
 
+import math
 from collections.abc import Sequence
 
 
@@ -15,3 +16,11 @@ def aligned(rows: Sequence[Sequence[str]], rule: bool = False) -> str:
         rows = [rows[0], ["-" * width for width in widths], *rows[1:]]
     padded = ([*map(str.ljust, row[:-1], widths), row[-1]] for row in rows)
     return "\n".join("  ".join(row).rstrip() for row in padded)
+
+
+def human(nbytes: float) -> str:
+    """Bytes as people write them, in powers of 1000."""
+    if nbytes < 1000:
+        return f"{nbytes:.0f} bytes"
+    power = min(4, int(math.log10(nbytes)) // 3)
+    return f"{nbytes / 1000**power:.3g} {('kB', 'MB', 'GB', 'TB')[power - 1]}"

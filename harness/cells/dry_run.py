@@ -5,51 +5,47 @@ theirs have a ~, because it hangs on the statistics how many router rows stay. T
 take at most:
 
 - calibration: weights in ``model.dtype`` + activations of one batch (``activation_bytes``) + statistics
-  (``statistics_bytes``, float64, on the devices of the model);
+  (``statistics_bytes``, on the devices of the model); by layer: one layer and the embedding for the weights;
 - decide: statistics + one expert in float32, in the host's memory;
 - apply: the largest shard + one expert in float32 on its way into a sum, in the host's memory;
-- evaluation: weights as they are after the cell + keys and values (``cache_bytes_per_token``) of a batch of the longest
-  sequences that the backend takes.
+- evaluation, of the uncompressed model too: weights as they are then + keys and values (``cache_bytes_per_token``), of
+  a batch of the longest sequences that the backend takes, on vLLM of one, + there activations of one step.
 
-Not in it: the interpreter and its libraries (about 1 GB), what a GPU's allocator holds back, and logits.
+Not in it: the interpreter and its libraries (about 1 GB), what a GPU's allocator holds back, and logits. How many GPUs
+hold a stage: ``harness.cells.gpu_sizes``.
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
 from harness.backends.choice import choose
 from harness.calibration.collect import wanted_statistics
-from harness.cells.cell import limits, resolved, tasks_of
-from harness.cells.check import make
-from harness.checkpoints.config import read_config
-from harness.checkpoints.footprint import (
-    Anatomy,
-    activation_bytes,
-    anatomy_of_config,
-    anatomy_of_folder,
-    cache_bytes_per_token,
-    compressed,
-    dtype_named,
-    expert_bytes_float32,
-    outcome,
-    quantised_bytes,
-    statistics_bytes,
-)
-from harness.checkpoints.hub import HubOutOfReach, fetch_config, local_folder
+from harness.cells import stages
+from harness.cells.cell import resolved, tasks_of
+from harness.cells.gpu_sizes import footnote, gpus_needed
+from harness.cells.needs import length_to_plan
+from harness.cells.outcomes import After, after, anatomy, method_of, quantization_of
+from harness.cells.stages import Stage
+from harness.checkpoints.config import model_length
+from harness.checkpoints.footprint import Anatomy, statistics_bytes
+from harness.checkpoints.hub import local_folder
 from harness.checkpoints.layout import layer_layouts
-from harness.checkpoints.quantize import Quantization
 from harness.checkpoints.skipping import SECTION as SKIPPING
-from harness.checkpoints.skipping import Skip
-from harness.contracts.method import Method, Schedule
+from harness.contracts.method import Method
+from harness.contracts.task import Task
 from harness.errors import WinnowError
-from harness.text import aligned
+from harness.text import aligned, human
 
 LADDER = ("0.125", "0.25", "0.375", "0.5")
+MANY = 10**12  # tokens to write, where it cannot be counted: worth the start of any engine
+# Bytes of the checkpoints of the cells that this process has shown.
+_shown: list[int] = []
 
 
 def show(config: DictConfig, of_sweep: frozenset[str] | None = None) -> None:
@@ -69,62 +65,26 @@ def report(config: DictConfig, of_sweep: frozenset[str] | None = None) -> tuple[
     """The report, and why the ratio that was asked for is refused (empty where it is not)."""
     plain = resolved(config, within="model.")
     model, source = anatomy(plain["model"])
-    method: Method = make(config.method, "method", Method)
-    quantization = None if plain["quantize"]["name"] == "none" else make(config.quantize, "quantize", Quantization)
+    method, quantization = method_of(config), quantization_of(config)
     asked = str(config.ratio)
     ratios = [asked] if of_sweep is not None or method.name == "none" else sorted({*LADDER, asked}, key=_number)
-    sizes = {ratio: _after(model, method, ratio, config, quantization) for ratio in ratios}
+    sizes = {ratio: after(model, method, ratio, config, quantization) for ratio in ratios}
     left = sizes[asked]
     refusal = left if isinstance(left, str) else ""
     title = f"{plain['model']['name']}: {plain['model']['path']}\n{source}; no weight was read"
     with_quantization = "" if quantization is None else f" quantize={quantization.label}"
+    skips = plain["skip"]["name"] != "none"
+    uncompressed = method.name == "none" and quantization is None and config.active is None and not skips
+    found = _stages(plain, model, method, left, of_sweep or frozenset(), uncompressed)
     blocks = [
         title,
         aligned(_architecture(model)),
         f"method={method.name}{with_quantization}\n{aligned(_sizes(model, sizes))}",
-        aligned(_memory(plain, model, method, left, of_sweep or frozenset())),
+        aligned([("stage", "memory", "of which"), *map(_row, found)]),
+        *_devices(plain, model, found),
+        _disk(plain, 0 if uncompressed or isinstance(left, str) else left[1], of_sweep is not None),
     ]
     return "\n\n".join(blocks) + "\n", refusal
-
-
-def anatomy(node: Mapping[str, Any]) -> tuple[Anatomy, str]:
-    """The checkpoint that the ``model`` node names, and where that is known from.
-
-    A local folder's config.json and headers; else the hub's config.json; and where the hub is out of reach, what the
-    node itself says in ``architecture``. Raises WinnowError where there is none of these.
-    """
-    folder = local_folder(node["path"])
-    if folder is not None:
-        return anatomy_of_folder(folder, read_config(folder)), "from config.json and the headers of its files"
-    known = node.get("architecture")
-    try:
-        found, source = fetch_config(node["path"]), "from config.json on the hub"
-    except HubOutOfReach:
-        if not known:
-            raise
-        found, source = known, "from conf/model, because the hub is out of reach"
-    try:
-        return anatomy_of_config(found), source
-    except WinnowError as error:
-        raise WinnowError(f"model '{node['path']}': {error}") from error
-
-
-# What a ratio leaves: the model afterwards and its bytes, or why it is refused.
-After = tuple[Anatomy, int] | str
-
-
-def _after(model: Anatomy, method: Method, ratio: str, config: DictConfig, quantization: Quantization | None) -> After:
-    try:
-        bounds = limits(config, method, model.family, model.config)
-        shape = model.family.shape(bounds)
-        exact = method.check(shape, ratio)
-        make(config.schedule, "schedule", Schedule).check(method, shape, exact)
-        if config.skip.name != "none":
-            make(config.skip, "skip", Skip).check(model.top_k)
-        after = compressed(model, outcome(method, exact, replace(model, config=bounds), config.seed), config.layout)
-        return after, after.headers.total_bytes if quantization is None else quantised_bytes(after, quantization)
-    except WinnowError as error:
-        return str(error)
 
 
 def _architecture(model: Anatomy) -> list[Sequence[str]]:
@@ -145,11 +105,11 @@ def _architecture(model: Anatomy) -> list[Sequence[str]]:
 def _sizes(model: Anatomy, sizes: Mapping[str, After]) -> list[Sequence[str]]:
     before = model.headers.total_bytes
     rows: list[Sequence[str]] = [("ratio", "experts", "rows", "channels", "parameters", "bytes", "size", "of before")]
-    for ratio, after in sizes.items():
-        if isinstance(after, str):
-            rows.append((ratio, f"refused: {after}"))
+    for ratio, left in sizes.items():
+        if isinstance(left, str):
+            rows.append((ratio, f"refused: {left}"))
             continue
-        smaller, weight_bytes = after
+        smaller, weight_bytes = left
         layout, *_ = layer_layouts(smaller.config, smaller.family).values()
         widths = sorted(set(layout.widths))
         channels = str(widths[0]) if len(widths) == 1 else f"{widths[0]} to {widths[-1]}"
@@ -160,57 +120,83 @@ def _sizes(model: Anatomy, sizes: Mapping[str, After]) -> list[Sequence[str]]:
     return rows
 
 
-def _memory(
-    plain: Mapping[str, Any], model: Anatomy, method: Method, asked: After, of_sweep: frozenset[str]
-) -> list[Sequence[str]]:
+def _stages(
+    plain: Mapping[str, Any], model: Anatomy, method: Method, asked: After, of_sweep: frozenset[str], uncompressed: bool
+) -> list[Stage]:
     settings, dtype = plain["calibration"], plain["model"]["dtype"]
-    loaded = _loaded_bytes(model, dtype)
-    itemsize = max(1, round(loaded / model.headers.parameters))
-    rows: list[Sequence[str]] = [("stage", "memory", "of which")]
     names = wanted_statistics(settings["statistics"], method.requires, of_sweep)
     statistics = statistics_bytes(model, names) if method.requires else 0
     if method.requires or plain["skip"]["name"] != "none":
-        batch, length = settings["batch_size"], settings["max_length"]
-        activations = activation_bytes(model, batch * length, itemsize)
-        parts = f"weights {human(loaded)}, activations at most {human(activations)} ({batch} x {length} tokens), "
-        parts += f"statistics {human(statistics)}"
-        rows.append(("calibration", human(loaded + activations + statistics), parts))
+        found = stages.calibration(settings, model, dtype, statistics)
     else:
-        rows.append(("calibration", "none", f"method {method.name} reads no statistics"))
-    expert = expert_bytes_float32(model)
-    parts = f"statistics {human(statistics)}, one expert in float32 {human(expert)}"
-    rows.append(("decide", human(statistics + expert), parts))
-    parts = f"the largest shard {human(model.largest_shard)}, one expert in float32 {human(expert)}"
-    rows.append(("apply", human(model.largest_shard + expert), parts))
-    rows.append(_evaluation(plain, model if isinstance(asked, str) else asked[0], dtype, itemsize))
-    return rows
+        found = [Stage("calibration", f"method {method.name} reads no statistics")]
+    found += [stages.decide(model, statistics), stages.apply(model)]
+    return found + _evaluations(plain, model, model if isinstance(asked, str) else asked[0], uncompressed)
 
 
-def _evaluation(plain: Mapping[str, Any], after: Anatomy, dtype: str, itemsize: int) -> Sequence[str]:
+def _evaluations(plain: Mapping[str, Any], model: Anatomy, left: Anatomy, uncompressed: bool) -> list[Stage]:
+    """Of the uncompressed model, where it is opened, and of what is left."""
     if not plain["suite"]["tasks"]:
-        return ("evaluation", "none", f"suite {plain['suite']['name']} has no tasks")
-    tasks = tasks_of(plain).values()
-    config = dict(after.config) if plain["skip"]["name"] == "none" else {**after.config, SKIPPING: {}}
-    backend, _ = choose(plain["backend"], config, tasks, lambda: after.active_parameters)
-    loaded, a_token = _loaded_bytes(after, dtype), cache_bytes_per_token(after, itemsize)
-    options = backend["open"]
-    length = options.get("max_length") or after.config.get("max_position_embeddings") or 2048
-    if "batch_size" in options:
-        cache = a_token * options["batch_size"] * length
-        parts = f"KV cache at most {human(cache)} ({options['batch_size']} x {length} tokens of {human(a_token)})"
-    elif options.get("kv_cache_gib"):
-        cache = int(options["kv_cache_gib"] * 2**30)
-        parts = f"KV cache {human(cache)}, for {cache // max(a_token, 1):,} tokens"
-    else:  # vLLM takes for its cache what its share of the device leaves
-        cache = a_token * length
-        parts = f"KV cache at least {human(cache)} (one sequence of {length} tokens of {human(a_token)})"
-    return ("evaluation", human(loaded + cache), f"weights {human(loaded)}, {parts}, backend {backend['name']}")
+        return [Stage("evaluation", f"suite {plain['suite']['name']} has no tasks")]
+    tasks, dtype = tasks_of(plain), plain["model"]["dtype"]
+    config = dict(left.config) if plain["skip"]["name"] == "none" else {**left.config, SKIPPING: {}}
+    backend, _ = choose(plain["backend"], config, _countable(tasks.values()), lambda: left.active_parameters)
+    given = backend["open"].get("max_length")
+    length, known = (given, "as was asked for") if given else _length(plain, tasks, model)
+    first = "baseline's evaluation"
+    if uncompressed:
+        return [stages.evaluation("evaluation", backend, model, dtype, length, known)]
+    if plain["baseline"] == "evaluate":
+        found = [stages.evaluation(first, backend, model, dtype, length, known)]
+    else:
+        found = [Stage(first, f"baseline={plain['baseline']} does not open the uncompressed model")]
+    return [*found, stages.evaluation("evaluation", backend, left, dtype, length, known)]
 
 
-def _loaded_bytes(model: Anatomy, dtype: str) -> int:
-    if dtype == "auto":
-        return model.headers.total_bytes
-    return model.headers.parameters * dtype_named(dtype).itemsize
+def _length(plain: Mapping[str, Any], tasks: Mapping[str, Task], model: Anatomy) -> tuple[int, str]:
+    return length_to_plan(tasks, local_folder(plain["model"]["path"]), model_length(model.config))
+
+
+class _Unknown:
+    """Stands for tasks whose items cannot be had here, so that it is unknown how much they write."""
+
+    def tokens_to_write(self) -> int:
+        return MANY
+
+
+def _countable(tasks: Iterable[Task]) -> list[Any]:
+    found = list(tasks)
+    try:
+        sum(task.tokens_to_write() for task in found)
+    except WinnowError:
+        return [_Unknown()]
+    return found
+
+
+def _row(stage: Stage) -> Sequence[str]:
+    return (stage.name, human(stage.bytes) if stage.bytes else "none", stage.parts)
+
+
+def _devices(plain: Mapping[str, Any], model: Anatomy, found: Sequence[Stage]) -> list[str]:
+    """How many GPUs hold the stages, and where calibration goes by layer; nothing where no stage takes a device."""
+    if not any(stage.counts for stage in found):
+        return []
+    lines = [aligned(gpus_needed(found)), footnote(found)]
+    if any(stage.counts and stage.name.startswith("calibration") for stage in found):
+        lines.append(stages.where_it_streams(plain["calibration"], model, plain["model"]["dtype"]))
+    return ["\n".join(lines)]
+
+
+def _disk(plain: Mapping[str, Any], checkpoint: int, in_sweep: bool) -> str:
+    """What checkpoints need of the disk, what is free, and which of them stay."""
+    _shown.append(checkpoint)
+    folder = Path(plain["output_dir"]).expanduser().resolve()
+    there = next(path for path in (folder, *folder.parents) if path.is_dir())
+    needed = f"disk: {human(checkpoint)} for this cell's checkpoint"
+    if in_sweep:
+        needed += f", {human(sum(_shown))} for those of the {len(_shown)} cells that this process has shown so far"
+    free = human(shutil.disk_usage(there).free)
+    return f"{needed}; {free} are free; keep_checkpoint={str(plain['keep_checkpoint']).lower()}"
 
 
 def _number(ratio: str) -> Fraction:
@@ -218,14 +204,6 @@ def _number(ratio: str) -> Fraction:
         return Fraction(ratio)
     except (ValueError, ZeroDivisionError):
         return Fraction(2)  # no number: it comes last, and is refused
-
-
-def human(nbytes: float) -> str:
-    """Bytes as people write them, in powers of 1000."""
-    if nbytes < 1000:
-        return f"{nbytes:.0f} bytes"
-    power = min(4, int(math.log10(nbytes)) // 3)
-    return f"{nbytes / 1000**power:.3g} {('kB', 'MB', 'GB', 'TB')[power - 1]}"
 
 
 def _count(parameters: int) -> str:

@@ -279,6 +279,22 @@ def statistics_bytes(model: Anatomy, names: Iterable[str]) -> int:
     return len(model.family.moe_layers(model.config)) * of_layer
 
 
+def layer_bytes(model: Anatomy) -> int:
+    """The largest decoder layer, as it is stored."""
+    prefix, _, _ = model.family.block.partition("{layer}")
+    layers: dict[str, int] = {}
+    for name in model.headers.names():
+        if name.startswith(prefix):
+            layer = name.removeprefix(prefix).partition(".")[0]
+            layers[layer] = layers.get(layer, 0) + model.headers.nbytes(name)
+    return max(layers.values())
+
+
+def embedding_bytes(model: Anatomy, itemsize: int) -> int:
+    """Vocabulary x H x itemsize."""
+    return config_integer(model.config, "vocab_size") * config_integer(model.config, "hidden_size") * itemsize
+
+
 def activation_bytes(model: Anatomy, tokens: int, itemsize: int) -> int:
     """What a batch of ``tokens`` needs in the MoE layer where most is alive, at most.
 

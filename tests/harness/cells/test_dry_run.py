@@ -10,10 +10,18 @@ import pytest
 import torch
 from hydra import compose, initialize_config_module
 from hydra.utils import instantiate
+from omegaconf import OmegaConf
 
+from harness.backends.counter import counter_of
 from harness.calibration.collect import collect, wanted_statistics
+from harness.calibration.streamed import MARGIN, STACKING
 from harness.calibration.tokens import tokenize
 from harness.cells import dry_run
+from harness.cells.cell import tasks_of
+from harness.cells.gpu_sizes import gpus_needed
+from harness.cells.needs import longest_request
+from harness.cells.outcomes import anatomy, checkpoint_bytes
+from harness.cells.stages import Stage
 from harness.checkpoints import hub
 from harness.checkpoints import load as loading
 from harness.checkpoints.apply_plan import apply_plan
@@ -34,6 +42,7 @@ from harness.checkpoints.reader import CheckpointReader
 from harness.data.rows import Document
 from harness.errors import WinnowError
 from harness.families.table import FAMILIES
+from harness.text import human
 from tests.harness.checkpoints.compressed import merged, pruned, sliced
 from tests.harness.test_cli import _logging_as_before, local, winnow  # noqa: F401 (a fixture of every test)
 from tests.tiny import ALL_FAMILIES, byte_tokenizer, save_tiny, tiny_model
@@ -253,7 +262,104 @@ def test_a_suite_needs_weights_and_a_cache(folders, tmp_path, monkeypatch, capsy
     ]  # fmt: skip
     assert winnow(monkeypatch, *arguments) == 0
     a_token = 2 * 2 * 2 * 8 * 4  # keys and values, layers, key-value heads, their size, float32
-    assert f"(2 x 100 tokens of {dry_run.human(a_token)})" in capsys.readouterr().out
+    assert f"(2 x 100 tokens of {human(a_token)}; as was asked for)" in capsys.readouterr().out
+
+
+def dry(folder: Path, tmp_path: Path, *more: str, of_sweep: frozenset[str] | None = None) -> str:
+    given = ["model=local", f"model.path={folder}", f"output_dir={tmp_path / 'out'}", *more]
+    with initialize_config_module("conf", version_base="1.3"):
+        return dry_run.report(compose("config", overrides=given), of_sweep)[0]
+
+
+def memory(text: str, stage: str) -> str:
+    return next(words[1] for line in text.splitlines() if (words := re.split(" {2,}", line))[0] == stage)
+
+
+def test_the_baseline_is_evaluated_too(folders, tmp_path):
+    given = ["ratio=0.5", "suite.items=3", "backend=hf", "backend.open.max_length=64", "backend.open.batch_size=2"]
+    text = dry(folders["olmoe"], tmp_path, *given)
+    model = anatomy_of_folder(folders["olmoe"], read_config(folders["olmoe"]))
+    cache = 2 * 64 * cache_bytes_per_token(model, 4)
+    assert memory(text, "baseline's evaluation") == human(model.headers.total_bytes + cache)
+    half = compressed(model, Kept((16,) * 4, 4))
+    assert memory(text, "evaluation") == human(half.headers.total_bytes + cache)
+    skipped = dry(folders["olmoe"], tmp_path, *given, "baseline=skip")
+    assert memory(skipped, "baseline's evaluation") == "none" and "baseline=skip does not open" in skipped
+    alone = dry(folders["olmoe"], tmp_path, *given[1:], "method=none", "ratio=0")
+    assert memory(alone, "evaluation") == memory(text, "baseline's evaluation") and "baseline's" not in alone
+
+
+def test_the_length_is_counted_where_tokenizer_and_items_are_here_and_assumed_elsewhere(folders, tmp_path, monkeypatch):
+    given = ["suite=reference", "suite.items=3", "backend=vllm", "ratio=0.5"]
+    monkeypatch.setattr("harness.backends.vllm_guard.reason_against", lambda config: "")
+    with initialize_config_module("conf", version_base="1.3"):
+        suite = compose("config", overrides=given[:2]).suite
+    longest = longest_request(
+        tasks_of({"suite": OmegaConf.to_container(suite, resolve=True)}), counter_of(folders["olmoe"])
+    )
+    limit = read_config(folders["olmoe"])["max_position_embeddings"]
+    assert longest is not None and longest < limit
+    a_token = cache_bytes_per_token(anatomy_of_folder(folders["olmoe"], read_config(folders["olmoe"])), 4)
+    told = f"KV cache at least {human((longest + 1) * a_token)} (one sequence of {longest + 1} tokens"
+    text = dry(folders["olmoe"], tmp_path, *given)
+    assert text.count(told) == 2 and "; the suite's longest)" in text
+    absent = dry(folders["olmoe"], tmp_path, f"data.root={tmp_path}", "suite=paper_math", *given[2:])
+    assert "assumed, since the items cannot be counted here" in absent
+    monkeypatch.setattr(dry_run, "local_folder", lambda path: None)
+    assert "assumed, since the tokenizer is not here" in dry(folders["olmoe"], tmp_path, *given)
+
+
+@pytest.mark.parametrize("stream", ["auto", "always", "never"])
+def test_calibration_by_layer_needs_one_layer(folders, tmp_path, corpus, stream):
+    given = [f"calibration.stream={stream}", "calibration=local", f"calibration.path={corpus}", "suite=none"]
+    text = dry(
+        folders["olmoe"], tmp_path, *given, "ratio=0.5", "calibration.num_sequences=10", "calibration.max_length=64"
+    )
+    model = anatomy_of_folder(folders["olmoe"], read_config(folders["olmoe"]))
+    assert (re.search(r"^calibration  ", text, re.M) is None) == (stream == "always")
+    assert ("calibration by layer" in text) == (stream != "never")
+    if stream == "never":
+        return
+    sizes = model.headers.bytes.items()
+    layers = [sum(size for name, size in sizes if name.startswith(f"model.layers.{i}.")) for i in (0, 1)]
+    layer, embedding = int(STACKING * max(layers)), model.headers.nbytes("model.embed_tokens.weight")
+    hidden = human(10 * 64 * 32 * 4)
+    assert f"one layer while it is loaded {human(layer)}, embedding {human(embedding)}" in text
+    assert f"at most {hidden} of the whole corpus" in text
+    least = human(MARGIN * model.headers.total_bytes)
+    assert (f"by layer where less than {least} of the devices' memory is free" in text) == (stream == "auto")
+
+
+def test_how_many_gpus_hold_a_stage():
+    spread = Stage("a", "", spread=100 * 10**9, each=4 * 10**9, piece=2 * 10**9, counts=range(1, 9))
+    assert [spread.fewest(size) for size in (24, 48, 80, 141, 192)] == [6, 3, 2, 1, 1]
+    for size in (24, 48, 80):
+        count = spread.fewest(size)
+        assert spread.on_each(count) <= 0.95 * size * 10**9 < spread.on_each(count - 1)
+    shared = Stage("b", "", spread=61 * 10**9, cache=8 * 10**9, heads=4, counts=(1, 2, 4, 8), share=0.9)
+    assert [shared.fewest(size) for size in (8, 16, 24, 48, 80)] == [None, 8, 4, 2, 1]
+    assert shared.on_each(8) == 61 * 10**9 / 8 + 2 * 10**9
+    rows = gpus_needed([spread, Stage("host", "", each=1), shared, Stage("none", "", spread=10**13, counts=(1, 2))])
+    assert [row[0] for row in rows] == ["GPUs needed", "a", "b", "none"] and rows[-1][1:] == ("-",) * 5
+    assert rows[1][1:] == ("6", "3", "2", "1", "1")
+
+
+def test_the_disk_that_checkpoints_need(folders, corpus, tmp_path, monkeypatch, capfd):
+    out = tmp_path / "out"
+    given = local(folders["olmoe"], corpus, out, "ratio=0.25")
+    monkeypatch.setattr(dry_run, "_shown", [])
+    with initialize_config_module("conf", version_base="1.3"):
+        one = checkpoint_bytes(compose("config", overrides=[*given, "method=reap"]))
+        assert checkpoint_bytes(compose("config", overrides=[*given, "method=none", "ratio=0"])) == 0
+        assert checkpoint_bytes(compose("config", overrides=[*given, "method=reap", "ratio=0.99"])) == 0
+    sweep = local(folders["olmoe"], corpus, out, "method=reap", "ratio=0.25,0.5", "dry_run=true")
+    assert winnow(monkeypatch, "-m", *sweep) == 0
+    lines = [line for line in capfd.readouterr().out.splitlines() if line.startswith("disk: ")]
+    first = f"disk: {human(one)} for this cell's checkpoint, {human(one)} for those of the 1 "
+    assert len(lines) == 2 and lines[0].startswith(first)
+    assert "of the 2 cells" in lines[1] and all("are free; keep_checkpoint=auto" in line for line in lines)
+    assert winnow(monkeypatch, *local(folders["olmoe"], corpus, out, "method=reap", "ratio=0.25")) == 0
+    assert one == sum(nbytes for _, nbytes in stored(out / "checkpoint").values())
 
 
 def hub_node(folder: Path, **more: object) -> dict[str, object]:
@@ -268,7 +374,7 @@ def test_a_hub_model_needs_config_json_alone(folders, monkeypatch, no_weights):
         return str(folders["olmoe"] / file)
 
     monkeypatch.setattr(hub, "hf_hub_download", download)
-    model, source = dry_run.anatomy(hub_node(folders["olmoe"], architecture={"model_type": "mixtral"}))
+    model, source = anatomy(hub_node(folders["olmoe"], architecture={"model_type": "mixtral"}))
     assert asked == [("somebody/a-model", "config.json")]
     assert of_headers(model.headers) == stored(folders["olmoe"]) and source == "from config.json on the hub"
 
@@ -276,9 +382,9 @@ def test_a_hub_model_needs_config_json_alone(folders, monkeypatch, no_weights):
 def test_without_the_hub_the_model_config_has_to_say_it(folders, monkeypatch, no_weights):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(WinnowError, match="hub is out of reach.*hf download somebody/a-model"):
-        dry_run.anatomy(hub_node(folders["olmoe"]))
+        anatomy(hub_node(folders["olmoe"]))
     known = read_config(folders["olmoe"])
-    model, source = dry_run.anatomy(hub_node(folders["olmoe"], architecture=known))
+    model, source = anatomy(hub_node(folders["olmoe"], architecture=known))
     assert of_headers(model.headers) == stored(folders["olmoe"]) and "out of reach" in source
 
 
@@ -291,7 +397,7 @@ def test_what_is_quantised_or_incomplete_is_refused(folders, monkeypatch):
         (config | {"model_type": "llama"}, "'llama' is not supported"),
     ):
         with pytest.raises(WinnowError, match=message):
-            dry_run.anatomy(hub_node(folders["olmoe"], architecture=broken))
+            anatomy(hub_node(folders["olmoe"], architecture=broken))
 
 
 def test_a_compressed_checkpoint_is_not_compressed_again(folders, tmp_path):
