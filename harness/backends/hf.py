@@ -7,6 +7,7 @@ are added to any text. All is deterministic; the batch a request falls into chan
 import gc
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -49,6 +50,7 @@ from harness.checkpoints.offload import one_device
 from harness.checkpoints.quantize import served_facts
 from harness.checkpoints.tokenizer import load_tokenizer
 from harness.contracts.backend import Distributions, LogLikelihood, Sampling, TokenLogprobs
+from harness.devices import alone_on
 from harness.errors import WinnowError
 from harness.progress import bar as progress_bar
 
@@ -61,8 +63,8 @@ class HFBackend:
 
     ``batch_size`` is the number of sequences in a batch; ``max_length`` the longest sequence in tokens
     (default: the model's own); ``ends`` the end tokens (default: those of the model in memory and its tokenizer).
-    A ``ModelByLayer`` scores, each call reading all weights once, and does not write. Raises WinnowError where a
-    request does not fit into it.
+    A ``ModelByLayer`` scores, each call reading all weights once, and does not write. ``held`` is let go of when the
+    model is free. Raises WinnowError where a request does not fit into it.
     """
 
     name = "hf"
@@ -74,9 +76,11 @@ class HFBackend:
         batch_size: int = 128,
         max_length: int | None = None,
         ends: frozenset[int] | None = None,
+        held: ExitStack | None = None,
     ) -> None:
         if batch_size < 1 or (max_length is not None and max_length < 2):
             raise WinnowError(f"batch_size={batch_size}, max_length={max_length}: needs at least 1 and 2")
+        self._held = ExitStack() if held is None else held
         self.streamed = isinstance(model, ModelByLayer)
         self.model: Any = model if isinstance(model, ModelByLayer) else model.eval()
         self.tokenizer, self.batch_size = tokenizer, batch_size
@@ -106,6 +110,7 @@ class HFBackend:
         gc.collect()
         if torch.cuda.is_initialized():
             torch.cuda.empty_cache()
+        self._held.close()
 
     def prompt(self, prompt: str | Sequence[Mapping[str, str]], **options: Any) -> str:
         """The text or messages as the model reads them (``tokens.prompt_text``)."""
@@ -377,14 +382,17 @@ class HFBackend:
 def open_checkpoint(
     folder: str, dtype: str, device: Any, batch_size: int, max_length: int | None, stream: bool | None = None
 ) -> HFBackend:
-    """The backend of ``backend=hf``: the model and tokenizer in ``folder``. Raises WinnowError as they do.
+    """The backend of ``backend=hf``: the model and tokenizer in ``folder``, until it is closed alone on its devices.
 
-    ``stream`` reads one decoder layer at a time, for scores of a model that is larger than memory.
+    ``stream`` reads one decoder layer at a time, for scores of a model that is larger than memory. Raises WinnowError as
+    they do.
     """
     path = resolve_checkpoint(folder)
     tokenizer = load_tokenizer(path)
     ends = end_tokens_of(path, tokenizer)
-    model = ModelByLayer(path, dtype, one_device(device)) if stream else load_model(path, dtype, device)
-    backend = HFBackend(model, tokenizer, batch_size, max_length, ends)
+    with ExitStack() as held:
+        held.enter_context(alone_on(device))
+        model = ModelByLayer(path, dtype, one_device(device)) if stream else load_model(path, dtype, device)
+        backend = HFBackend(model, tokenizer, batch_size, max_length, ends, held.pop_all())
     backend.facts |= served_facts(path)
     return backend

@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock, Timeout
 
+from harness.backends import hf
 from harness.devices import alone_on
+from tests.tiny import save_tiny
 
 
 @pytest.fixture
@@ -59,3 +62,23 @@ def test_a_second_one_waits_for_the_same_device_alone(
     assert through.wait(10)
     thread.join()
     assert any("waiting for the device 3" in message for message in caplog.messages) is waits
+
+
+def test_the_transformers_backend_holds_its_device_until_it_is_closed(
+    locks: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_tiny(locks / "model", "olmoe")
+    load = hf.load_model
+    monkeypatch.setattr(hf, "load_model", lambda folder, dtype, device: load(folder, dtype, "cpu"))
+    backend = hf.open_checkpoint(str(locks / "model"), "float32", "cuda:1", 4, None)
+    lock = FileLock(next(locks.glob("winnow-device-*-5a.lock")))
+    with pytest.raises(Timeout):
+        lock.acquire(timeout=0)
+    backend.close()
+    lock.acquire(timeout=0)
+    lock.release()
+    monkeypatch.setattr(hf, "load_model", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        hf.open_checkpoint(str(locks / "model"), "float32", "cuda:1", 4, None)
+    lock.acquire(timeout=0)
+    lock.release()
