@@ -384,8 +384,8 @@ def open_checkpoint(
 ) -> HFBackend:
     """The backend of ``backend=hf``: the model and tokenizer in ``folder``, until it is closed alone on its devices.
 
-    ``stream`` reads one decoder layer at a time, for scores of a model that is larger than memory. Raises WinnowError as
-    they do.
+    ``stream`` reads one decoder layer at a time, for scores of a model that is larger than memory. Raises WinnowError
+    as they do.
     """
     path = resolve_checkpoint(folder)
     tokenizer = load_tokenizer(path)
