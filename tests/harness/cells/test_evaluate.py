@@ -13,8 +13,9 @@ from omegaconf import DictConfig, OmegaConf
 from harness.cells import evaluate as evaluation
 from harness.cells.evaluate import Clock, Evaluation, evaluate
 from harness.contracts.record import KINDS, Sample, Score
-from harness.contracts.task import BesideTask, ModelTask, SamplesTask, TaskResult, TwoModelsTask
+from harness.contracts.task import BesideTask, ModelTask, Need, SamplesTask, TaskResult, TwoModelsTask
 from harness.errors import WinnowError
+from harness.reference import MODEL_FOLDER
 from tests.tasks.scripted import ScriptedBackend
 
 CONF = Path(__file__).parents[3] / "conf"
@@ -62,6 +63,25 @@ def own_suite(*classes: type) -> dict[str, Any]:
 
 def run(config: dict[str, Any], **more: Any) -> Evaluation:
     return evaluate(config, Path("compressed"), Clock(), **more)
+
+
+def test_vllm_is_told_the_longest_sequence_of_the_suite_for_both_models(monkeypatch):
+    def openings(**options: Any) -> list[Any]:
+        found: list[Any] = []
+
+        def open_one(config: Mapping[str, Any], folder: Path) -> Opened:
+            found.append((folder, config["backend"]["open"].get("longest")))
+            return Opened(folder)
+
+        monkeypatch.setattr(evaluation, "_open", open_one)
+        config = own_suite(Tells) | {"backend": {"name": options.pop("name", "vllm"), "open": options}}
+        clock = Clock()
+        evaluate(config, MODEL_FOLDER, clock, baseline=[], uncompressed=Path("uncompressed"))
+        assert ("lengths" in clock.seconds) == (found[0][1] is not None)
+        return found
+
+    assert openings(max_length=None) == [(MODEL_FOLDER, 70), (Path("uncompressed"), 70)]
+    assert openings(max_length=64) == openings(name="hf") == [(MODEL_FOLDER, None), (Path("uncompressed"), None)]
 
 
 def stamped(found: Evaluation) -> dict[str, set[tuple[str, str]]]:
@@ -153,6 +173,12 @@ class Observes(Own, TwoModelsTask):
 
     def compare(self, seen: Any, backend: Any) -> TaskResult:
         return self.answer(f"{seen} {backend.folder.name}")
+
+
+@dataclass(frozen=True)
+class Tells(Observes):
+    def need(self, counter: Any, before: Any) -> Need:
+        return Need(70)
 
 
 @dataclass(frozen=True)
