@@ -15,6 +15,7 @@ from harness.calibration.token_cache import tokenized
 from harness.calibration.tokens import TokenSequence
 from harness.cells.check import check_settings, make
 from harness.cells.contents import contents_of
+from harness.checkpoints.active import check_active
 from harness.checkpoints.check import check_checkpoint, check_names
 from harness.checkpoints.config import read_config
 from harness.checkpoints.footprint import anatomy_of_folder
@@ -67,6 +68,7 @@ class Cell:
     tasks: dict[str, Task]
     lower_top_k: bool = False  # may a layer be left with fewer experts than the model chooses a token?
     quantization: Quantization | None = None
+    active: int | None = None  # experts that a token chooses after the plan
     skip: Skip | None = None
 
     @property
@@ -76,7 +78,8 @@ class Cell:
     @property
     def is_baseline(self) -> bool:
         """The uncompressed model itself."""
-        return self.method.name == "none" and self.quantization is None and self.skip is None
+        stages = (self.quantization, self.active, self.skip)
+        return self.method.name == "none" and all(stage is None for stage in stages)
 
     @property
     def reads_text(self) -> bool:
@@ -133,6 +136,8 @@ def prepare(config: DictConfig, also: frozenset[str] = frozenset()) -> Cell:
         said["quantize"] = quantization.label
     if schedule.rounds > 1:
         said["schedule"] = f"{schedule.name}-{schedule.rounds}"
+    if config.active is not None:
+        said["active"] = f"{config.active}-active"
     if skip is not None:
         said["skip"] = skip.label
     documents, sequences = corpus_of(plain, folder) if reads_text else ([], [])
@@ -156,6 +161,7 @@ def prepare(config: DictConfig, also: frozenset[str] = frozenset()) -> Cell:
         tasks=tasks,
         lower_top_k=lowers_top_k(config, family, model_config),
         quantization=quantization,
+        active=config.active,
         skip=skip,
     )
 
@@ -208,9 +214,11 @@ def _stages(
         quantization = make(config.quantize, "quantize", Quantization)
     if quantization is not None:
         quantization.check(family, model_config)
+    if config.active is not None:
+        check_active(config.active, family, model_config)
     skip: Skip | None = None if config.skip.name == "none" else make(config.skip, "skip", Skip)
     if skip is not None:
-        skip.check(family.top_k(model_config))
+        skip.check(config.active or family.top_k(model_config))
         if SKIPPING in model_config:
             raise WinnowError(f"{folder} skips experts already: give the model that does not")
     return quantization, skip
@@ -249,6 +257,8 @@ def limits(config: DictConfig, method: Method, family: Family, model_config: Map
         return model_config
     if family.router_groups(model_config) > 1:
         raise WinnowError("lower_top_k=true does not go with a group-limited router")
+    if family.fixed_top_k:
+        raise WinnowError(f"lower_top_k=true does not go with a {family.model_type} model, whose router has one top-k")
     if SAMPLED & set(method.requires):
         raise WinnowError(f"lower_top_k=true does not go with method={method.name}, which runs the router as it is")
     return family.with_top_k(model_config, 1)

@@ -19,6 +19,7 @@ from harness.calibration.gate_ratios import gate_ratio_counts
 from harness.calibration.streamed import Model, open_for_pass
 from harness.cells.cell import Cell
 from harness.cells.evaluate import Clock
+from harness.checkpoints.active import choose_fewer
 from harness.checkpoints.apply_plan import apply_plan
 from harness.checkpoints.config import read_config
 from harness.checkpoints.experts import expert_weights_reader, router_rows_reader
@@ -55,6 +56,8 @@ def compress(cell: Cell, folder: Path, root: Path) -> Compressed:
     write_files(_decision_files(decision, cell.method.name, folder))
     with clock.stage("apply"):
         applied = apply_plan(cell.model, decision.plan, checkpoint, cell.config["layout"], lower_top_k=cell.lower_top_k)
+        if cell.active is not None:
+            choose_fewer(checkpoint, cell.active)
     thresholds: dict[int, Threshold] = {}
     if cell.skip is not None:
         with clock.stage("skip"):

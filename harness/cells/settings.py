@@ -275,6 +275,9 @@ class Settings(_Checked, total=False):
         "true: a ratio may leave fewer experts than the model chooses a token, which then chooses all that are left "
         "(always so for a model that chooses all its experts)",
     ]
+    active: Annotated[
+        Count | None, "experts that a token chooses after any plan, fewer than before; null: as many as the model says"
+    ]
     data: _Data
     baseline: Annotated[
         Any,

@@ -5,8 +5,8 @@ from typing import Any
 
 RECORD_VERSION = 2  # 2: kind, domain and part of a score; versions of method and tasks
 KINDS = ("generative", "choice", "perplexity", "probe")
-# What a cell may do besides its method, each told by a word in its description: "iterative-4", "int4-sym".
-STAGES = ("schedule", "skip", "quantize")
+# What a cell may do besides its method, each told by a word in its description: "iterative-4", "2-active", "int4-sym".
+STAGES = ("schedule", "active", "skip", "quantize")
 
 
 @dataclass(frozen=True)

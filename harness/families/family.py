@@ -36,6 +36,7 @@ class Family:
 
     ``aliases`` are model types of the same architecture that transformers does not know.
     ``sigmoid_router``: the router scores an expert by the sigmoid of its logit, not by a softmax of all logits.
+    ``fixed_top_k``: its code chooses so many experts a token, whatever config.json says.
     ``served`` is None where vLLM was not tried with it.
     ``separates_packed``: documents packed into one sequence see nothing of each other, because everything that mixes
     tokens heeds positions that start again.
@@ -61,6 +62,7 @@ class Family:
     separates_packed: bool = True
     aliases: tuple[str, ...] = ()
     sigmoid_router: bool = False
+    fixed_top_k: bool = False
     served: Served | None = None
     block: str = "model.layers.{layer}.mlp"
     router: str = "gate"

@@ -116,6 +116,7 @@ FAMILIES: dict[str, Family] = {
             "phimoe",
             "phimoe.modeling_phimoe.PhimoeDecoderLayer",
             "sparsemixer: two experts one after the other, softmax over those near the largest logit",
+            fixed_top_k=True,
             served=Served(refused="vLLM 0.32 cannot unpack what its router returns"),
             router="router",
             **_MIXTRAL,
