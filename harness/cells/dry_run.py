@@ -24,6 +24,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from harness import progress
 from harness.backends.choice import choose
 from harness.calibration.collect import wanted_statistics
 from harness.cells import stages
@@ -154,7 +155,8 @@ def _evaluations(plain: Mapping[str, Any], model: Anatomy, left: Anatomy, uncomp
 
 
 def _length(plain: Mapping[str, Any], tasks: Mapping[str, Task], model: Anatomy) -> tuple[int, str]:
-    return length_to_plan(tasks, local_folder(plain["model"]["path"]), model_length(model.config))
+    with progress.showing(False):
+        return length_to_plan(tasks, local_folder(plain["model"]["path"]), model_length(model.config))
 
 
 class _Unknown:
