@@ -141,7 +141,7 @@ def engine_arguments(config: Mapping[str, Any], given: Mapping[str, Any]) -> dic
 def _without_padding(given: Any) -> dict[str, Any]:
     """The compilation settings ``given`` (a dictionary, or vLLM's short form: a mode) with no padding of shapes unless
     they say otherwise."""
-    settings = {"mode": given} if isinstance(given, int) else dict(given or {})
+    settings: dict[str, Any] = {"mode": given} if isinstance(given, int) else dict(given or {})
     of_compiler = dict(settings.get("inductor_compile_config") or {})
     return {**settings, "inductor_compile_config": {"shape_padding": False, **of_compiler}}
 

@@ -9,7 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -32,10 +32,8 @@ CHECKPOINT = "checkpoint"  # what the folder is called in there
 class EngineProcess:
     """An engine that serves the checkpoint in ``folder``, in a child process and, on several devices, its children.
 
-    They are a process group of their own, of which none is alive after ``close``. The engine's working directory is a
-    new folder in which the checkpoint has always the same name: vLLM keeps compiled code under a hash of all that
-    decides it, and the model's path is one of its parts. So cells of one shape compile once. Paths in ``options`` must
-    be absolute.
+    They are a process group of their own, of which none is alive after ``close``. The engine's working directory is
+    that of ``workplace``: paths in ``options`` must be absolute.
 
     Raises WinnowError where the engine does not start within ``start_seconds``, fails or dies.
     """
@@ -48,13 +46,12 @@ class EngineProcess:
             self._log = self._resources.enter_context(tempfile.TemporaryFile())  # noqa: SIM115
             if not vllm_guard.is_cpu_build():
                 self._resources.enter_context(alone_on("cuda" if options["tensor_parallel_size"] == 1 else "auto"))
-            workplace = self._resources.enter_context(tempfile.TemporaryDirectory(prefix="winnow-engine-"))
-            (Path(workplace) / CHECKPOINT).symlink_to(folder.resolve(), target_is_directory=True)
+            place = self._resources.enter_context(workplace(folder))
             ours, theirs = socket.socketpair()
             self._process = subprocess.Popen(
                 [sys.executable, "-m", ENGINE, str(theirs.fileno())],
                 pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log,
-                env=os.environ | {"PYTHONPATH": _python_path()} | environment, cwd=workplace, start_new_session=True,
+                env=os.environ | {"PYTHONPATH": _python_path()} | environment, cwd=place, start_new_session=True,
             )  # fmt: skip
             theirs.close()
             self._resources.callback(self._end)
@@ -142,6 +139,20 @@ class EngineProcess:
         except ProcessLookupError:
             return False
         return True
+
+
+@contextmanager
+def workplace(folder: Path) -> Iterator[str]:
+    """A new folder in which the checkpoint has always the same name, ``CHECKPOINT``.
+
+    vLLM keeps compiled code, in its own cache folder (VLLM_CACHE_ROOT), under a hash of all that decides it:
+    config.json, arguments, environment, versions. The model's path, as it is given, is one of its parts: with one path
+    for all, cells of one shape compile once. The config.json of a compact checkpoint has the routes of its layers, so
+    merged models share compiled code only where they merged the same experts.
+    """
+    with tempfile.TemporaryDirectory(prefix="winnow-engine-") as place:
+        (Path(place) / CHECKPOINT).symlink_to(folder.resolve(), target_is_directory=True)
+        yield place
 
 
 def _python_path() -> str:

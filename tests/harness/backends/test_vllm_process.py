@@ -12,11 +12,13 @@ import pytest
 
 from harness.backends import vllm_process
 from harness.backends.hf import HFBackend
-from harness.backends.vllm_process import EngineProcess
+from harness.backends.vllm_process import CHECKPOINT, EngineProcess, workplace
+from harness.checkpoints.apply_plan import apply_plan
 from harness.checkpoints.load import load_model
 from harness.checkpoints.tokenizer import load_tokenizer
 from harness.errors import WinnowError
 from tests.harness.backends.vllm_served import PROMPTS, alive_in_group, made, needs_vllm, open_tiny
+from tests.harness.checkpoints.compressed import merged, pruned
 
 
 @needs_vllm
@@ -43,6 +45,35 @@ def test_an_engine_in_a_process_of_its_own_and_its_death(tmp_path: Path) -> None
 def test_a_cache_too_small_for_the_length_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(WinnowError, match="lower max_length or raise kv_cache_gib"):
         open_tiny(made("qwen3_moe", "plain", tmp_path), max_length=2048, kv_cache_gib=0.0005)
+
+
+@needs_vllm
+def test_compiled_code_is_shared_by_what_has_one_shape(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM's own hash, under which it keeps what it compiled, of the checkpoint as an engine sees it."""
+    from vllm.engine.arg_utils import EngineArgs
+
+    plain = made("qwen3_moe", "plain", tmp_path)
+    plans = {
+        "five": pruned([0, 2, 3, 6, 7], [1, 2, 3, 4, 7]),
+        "five others": pruned([1, 2, 3, 6, 7], [0, 2, 3, 4, 7]),
+        "six": pruned([0, 2, 3, 5, 6, 7], [1, 2, 3, 4, 6, 7]),
+        "merged": merged([[0, 3], [1, 2], [5, 7], [4, 6]], [[0, 4], [1, 2], [3, 5], [6, 7]]),
+        "merged to five": merged([[0, 3], [1], [2], [5, 7], [4, 6]], [[0, 4], [1, 2], [3], [5], [6, 7]]),
+    }
+
+    def compiled(folder: Path, **options: Any) -> str:
+        with workplace(folder) as place, monkeypatch.context() as there:
+            there.chdir(place)
+            arguments = {"dtype": "float32", "max_model_len": 256, "kv_cache_memory_bytes": 2**25, **options}
+            return str(EngineArgs(model=CHECKPOINT, **arguments).create_engine_config().compute_hash())
+
+    found = {"plain": compiled(plain)}
+    for name, plan in plans.items():
+        apply_plan(plain, plan, tmp_path / name)
+        found[name] = compiled(tmp_path / name)
+    assert found["five"] == found["five others"]
+    assert len(set(found.values())) == len(found) - 1
+    assert compiled(tmp_path / "five", dtype="bfloat16") != found["five"]
 
 
 # Engines that behave badly
