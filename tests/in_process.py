@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from harness import cli
 from harness.cells import diagnostics, evaluate, run
 
 
@@ -13,3 +14,4 @@ def everything_here(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for module in (run, evaluate, diagnostics):
         monkeypatch.setattr(module, "apart", here)
+    monkeypatch.setattr(cli, "warm_up", lambda: None)

@@ -20,6 +20,7 @@ from harness.data.sets import NotStaged, packed_rows, read_manifest, rows, stage
 from harness.errors import WinnowError
 from tasks.published.math import MathBenchmark
 from tests.tasks.scripted import ScriptedBackend
+from tests.in_process import everything_here
 from tests.tiny import save_tiny
 
 QUESTIONS = [
@@ -149,6 +150,7 @@ def test_a_cell_on_staged_data_notes_contamination_and_forgets_where_the_data_la
         put(tmp_path / root, "gsm8k", [*QUESTIONS, {**QUESTIONS[0], "id": "long", "question": long}])
         put(tmp_path / root, "evol_codealpaca", [*CORPUS, {"id": "x", "text": f"Once more: {long} I do not know."}])
     save_tiny(tmp_path / "model", "olmoe")
+    everything_here(monkeypatch)
     monkeypatch.setattr(logging.root, "handlers", logging.root.handlers[:])
 
     def cell(root: str) -> None:

@@ -18,6 +18,7 @@ from harness.errors import WinnowError
 from tests.tasks.published.test_benchmark_code import ADD, DOUBLE
 from tests.tasks.published.test_benchmark_math import APPLES
 from tests.tasks.staged import stage
+from tests.in_process import everything_here
 from tests.tiny import save_tiny
 
 CONF = Path(__file__).parents[3] / "conf"
@@ -112,6 +113,7 @@ def test_quick_runs_with_no_network_and_no_bars(
                 raise AssertionError("the network was asked for")
             super().__init__(family, type, proto, fileno)
 
+    everything_here(monkeypatch)
     monkeypatch.setattr(socket, "socket", Unconnected)
     record = run_cell(config(folder, "suite=quick", "suite.max_new_tokens=4"))
     scores = {(score.task, score.metric): score for score in record.scores}
