@@ -3,14 +3,17 @@
 import argparse
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from harness.errors import WinnowError
 from harness.files import write_files
 from reports.claims import report as claims_report
 from reports.figures import drift as drift_figures
 from reports.figures import scores as figures
+from reports.figures.drawn import Drawing, digest, drawing, row_hash
 from reports.figures.reliability import NOTE as RELIABILITY_NOTE
 from reports.figures.reliability import reliability_diagram
 from reports.numbers.baselines import absent, elsewhere
@@ -63,6 +66,12 @@ _BY_SIZE = (
     f"The same scores over the bytes of the weight files, on a logarithmic axis{_STAR}. "
     "Methods are set apart by up to 3 % of the size, so that intervals do not hide each other."
 )
+_OF_CORPUS = {
+    "score_against_ratio": figures.score_against_ratio,
+    "score_against_bytes": figures.score_against_bytes,
+    "drift_by_position": drift_figures.drift_by_position,
+    "reliability": reliability_diagram,
+}
 _MULTIPLES = " and perplexity as a multiple of the baseline's"
 _NO_MULTIPLES = ", without perplexity, which is shown as a multiple of the baseline's, of which there is no record"
 
@@ -114,63 +123,109 @@ def write_report(folder: Path, out: Path) -> Path:
     """
     panels, damaged = load_sound(folder)
     damaged += damaged_plans(folder, panels)
-    contents: dict[Path, bytes] = {}
     for line in damaged:
         print(f"winnow-report: left out: {line}", file=sys.stderr)
     opening = _opening(panels, failed_cells(folder), damaged)
     opening += versions_note([record for panel in panels for record in panel.records()], folder)
-    text = [f"# {in_markdown(folder.resolve().name)}", "", in_markdown(opening), ""]
-    latex = []
     all_results = [evaluate(panel) for panel in panels]
+    drawings: dict[str, Drawing] = {}
     for number, results in enumerate(all_results):
-        prefix = "" if len(panels) == 1 else f"{number + 1}_"
-        comparer = Comparer()
-        if len(panels) > 1:
+        drawings |= _drawings(folder, _prefix(number, panels), results)
+    with drawing(drawings, out) as finished:
+        sections, latex = _sections(folder, all_results)
+        contents: dict[Path, bytes] = {
+            out / "table.csv": to_csv(all_results).encode(),
+            out / "table.tex": "\n".join(latex).encode(),
+            out / PAGE: report_page(folder, out, all_results, opening),
+        }
+        drawn = finished()
+    head = [f"# {in_markdown(folder.resolve().name)}", "", in_markdown(opening), ""]
+    text = head + [line for section in sections for line in _resolved(section, drawn.shown)]
+    write_files(drawn.contents | contents | {out / "report.md": "\n".join(text).encode()})
+    return out / "report.md"
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Figures by their names, and what stands before and behind them; nothing of it where none shows anything."""
+
+    names: tuple[str, ...]
+    behind: tuple[str, ...] = ()
+    before: tuple[str, ...] = ()
+
+
+def _resolved(section: str | Pictures, shown: Collection[str]) -> list[str]:
+    if isinstance(section, str):
+        return [section]
+    names = [name for name in section.names if name in shown]
+    images = [line for name in names for line in (f"![{name.replace('_', ' ')}]({name}.png)", "")]
+    return [*section.before, *images, *section.behind] if names else []
+
+
+def _prefix(number: int, panels: Sequence[Any]) -> str:
+    return "" if len(panels) == 1 else f"{number + 1}_"
+
+
+def _file_name(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._=]+", "-", name).strip("-")
+
+
+def _drawings(folder: Path, prefix: str, results: Results) -> dict[str, Drawing]:
+    """The figures of a panel, by the names of their files."""
+    panel, told = results.panel, repr((results.averages, figures.by_domain(results)))
+    hashes = {row.key: row_hash(row) for row in panel.all_rows()}
+    found: dict[str, Drawing] = {}
+    for corpus in panel.corpora() or [NO_CORPUS]:
+        rows = [*filter(None, [panel.baseline]), *panel.of_corpus(corpus)]
+        data = digest(corpus, told, [hashes[row.key] for row in rows])
+        for name, draw in _OF_CORPUS.items():
+            found[f"{prefix}{name}_{corpus}"] = Drawing(draw, (results, corpus), data)
+        of_layers = digest(data, [layers.layers_of(folder, row) for row in rows])
+        found[f"{prefix}layers_{corpus}"] = Drawing(layers.layer_figure, (folder, panel, corpus), of_layers)
+    for method in _methods(results):
+        rows = [*filter(None, [panel.baseline]), *(row for row in panel.rows if row.method == method)]
+        data = digest(method, told, [hashes[row.key] for row in rows])
+        found[f"{prefix}corpus_by_domain_{method}"] = Drawing(figures.corpus_by_domain, (results, method), data)
+    if usage := _usage(panel):
+        counts = [(source, [(layer, c.tolist()) for layer, c in of.items()]) for source, of in usage.items()]
+        found[f"{prefix}expert_usage"] = Drawing(figures.expert_usage, (usage,), digest(counts))
+    return {_file_name(name): one for name, one in found.items()}
+
+
+def _sections(folder: Path, all_results: Sequence[Results]) -> tuple[list[str | Pictures], list[str]]:
+    """The text behind the opening, and the tables for LaTeX."""
+    text: list[str | Pictures] = []
+    latex = []
+    for number, results in enumerate(all_results):
+        prefix, comparer = _prefix(number, all_results), Comparer()
+        if len(all_results) > 1:
             text += [f"# {in_markdown(_panel_name(results.panel))}", ""]
+        by_size = _BY_SIZE if results.panel.baseline is not None else _BY_SIZE.replace(_STAR, "")
         for corpus in results.panel.corpora() or [NO_CORPUS]:
             text += [f"## {in_markdown(_corpus_title(corpus))}", ""]
             scores, differences = main_table(results, corpus, comparer), difference_table(results, corpus)
+
+            def picture(name: str, *note: str, of: str = corpus, start: str = prefix) -> Pictures:
+                return Pictures((_file_name(f"{start}{name}_{of}"),), tuple(line for one in note for line in (one, "")))
+
             text += _tables([scores, differences])
-            text += _figure(
-                contents,
-                out,
-                f"{prefix}score_against_ratio_{corpus}",
-                figures.score_against_ratio(results, corpus),
-            )
-            by_size = figures.score_against_bytes(results, corpus)
-            text += _figure(contents, out, f"{prefix}score_against_bytes_{corpus}", by_size)
-            if by_size is not None:
-                text += [_BY_SIZE if results.panel.baseline is not None else _BY_SIZE.replace(_STAR, ""), ""]
+            text += [picture("score_against_ratio"), picture("score_against_bytes", by_size)]
             text += _tables([domain_table(results, corpus, comparer)])
             text += _tables([generation_table(results, corpus), drift_table(results, corpus)])
-            by_position = drift_figures.drift_by_position(results, corpus)
-            text += _figure(contents, out, f"{prefix}drift_by_position_{corpus}", by_position)
-            if by_position is not None:
-                text += [drift_figures.NOTE, ""]
+            text.append(picture("drift_by_position", drift_figures.NOTE))
             text += _tables([calibration_table(results, corpus)])
-            reliability = reliability_diagram(results, corpus)
-            text += _figure(contents, out, f"{prefix}reliability_{corpus}", reliability)
-            if reliability is not None:
-                text += [RELIABILITY_NOTE, ""]
+            text.append(picture("reliability", RELIABILITY_NOTE))
             text += _tables([consistency_table(results, corpus)])
             text += _tables([layers.layer_table(folder, results.panel, corpus)])
-            by_layer = layers.layer_figure(folder, results.panel, corpus)
-            text += _figure(contents, out, f"{prefix}layers_{corpus}", by_layer)
-            if by_layer is not None:
-                text += [layers.FIGURE_NOTE, ""]
+            text.append(picture("layers", layers.FIGURE_NOTE))
             text += _tables([baseline_tests(results, corpus, comparer), best_tests(results, corpus, comparer)])
             latex += [to_latex(table) for table in (scores, differences) if table is not None]
-        text += _corpora_section(contents, out, prefix, results)
+        text.append(_corpora_section(prefix, results))
         text += _tables([shift_table(results)], "## ")
         text += _tables([layers.overlap_table(folder, results.panel)], "## ")
-        text += _usage_section(contents, out, prefix, results.panel)
+        text += _usage_section(prefix, results.panel)
         text += _tables([published_table(results), cost_table(results.panel)], "## ")
-    contents[out / "table.csv"] = to_csv(all_results).encode()
-    contents[out / "table.tex"] = "\n".join(latex).encode()
-    contents[out / PAGE] = report_page(folder, out, all_results, opening)
-    contents[out / "report.md"] = "\n".join(text).encode()
-    write_files(contents)
-    return out / "report.md"
+    return text, latex
 
 
 def _opening(panels: Sequence[Panel], failed: Sequence[str], damaged: Sequence[str]) -> str:
@@ -206,42 +261,35 @@ def _tables(tables: Sequence[Table | None], level: str = "### ") -> list[str]:
     ]
 
 
-def _figure(contents: dict[Path, bytes], out: Path, name: str, figure: figures.Figure | None) -> list[str]:
-    if figure is None:
-        return []
-    name = re.sub(r"[^A-Za-z0-9._=]+", "-", name).strip("-")
-    for kind in ("png", "pdf"):
-        contents[out / f"{name}.{kind}"] = figures.render(figure, kind)
-    return [f"![{name.replace('_', ' ')}]({name}.png)", ""]
+def _methods(results: Results) -> list[str]:
+    return sorted({row.method for row in results.panel.rows})
 
 
-def _corpora_section(contents: dict[Path, bytes], out: Path, prefix: str, results: Results) -> list[str]:
-    lines: list[str] = []
-    for method in sorted({row.method for row in results.panel.rows}):
-        drawn = figures.corpus_by_domain(results, method)
-        lines += _figure(contents, out, f"{prefix}corpus_by_domain_{method}", drawn)
-    if not lines:
-        return []
+def _usage(panel: Panel) -> Usage:
+    return collect_usage(record for row in panel.all_rows() for record in row.records)
+
+
+def _corpora_section(prefix: str, results: Results) -> Pictures:
     alone = results.panel.baseline is None
     note = (
         "One figure a method: the calibration corpus down, the evaluation domain across, a row of blocks a "
         f"ratio; scores in percent (multiple choice for knowledge){_NO_MULTIPLES if alone else _MULTIPLES}; values and "
         "samples as in the tables."
     )
-    return ["## Calibration corpus and evaluation domain", "", *lines, note, ""]
+    names = tuple(_file_name(f"{prefix}corpus_by_domain_{method}") for method in _methods(results))
+    return Pictures(names, (note, ""), ("## Calibration corpus and evaluation domain", ""))
 
 
-def _usage_section(contents: dict[Path, bytes], out: Path, prefix: str, panel: Panel) -> list[str]:
-    usage: Usage = collect_usage(record for row in panel.all_rows() for record in row.records)
+def _usage_section(prefix: str, panel: Panel) -> list[str | Pictures]:
+    usage = _usage(panel)
     if not usage:
         return []
-    table = usage_table(usage)
     note = (
         "In the figure each expert's routed tokens are divided by the mean over the experts of its layer, so "
         "1 is balanced use; experts are in the same order in every source."
     )
-    drawn = _figure(contents, out, f"{prefix}expert_usage", figures.expert_usage(usage))
-    return ["## Expert usage", "", *drawn, note, "", to_markdown(table)]
+    drawn = Pictures((_file_name(f"{prefix}expert_usage"),))
+    return ["## Expert usage", "", drawn, note, "", to_markdown(usage_table(usage))]
 
 
 if __name__ == "__main__":

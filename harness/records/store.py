@@ -6,7 +6,7 @@ folder means anything: locks and temporary files that a killed process leaves be
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -71,8 +71,8 @@ class RecordStore:
                 raise TypeError("it holds no JSON object")
             if data["version"] > RECORD_VERSION:
                 raise WinnowError(f"the record {path} was written by a newer version of winnow: update winnow")
-            record = Record.from_json(upgraded(data))
-            _check(record)
+            record = Record.from_json(now := upgraded(data))
+            _check(record, now)
             return record
         except OSError as error:
             raise WinnowError(f"cannot read the record {path}: {error.strerror or error}") from error
@@ -80,10 +80,13 @@ class RecordStore:
             reason = f"{type(error).__name__}: {_first_fault(error)}"
             raise WinnowError(f"the record {path} is damaged ({reason}): delete it and run its cell again") from error
 
-    def read_table(self, cell: str, columns: Sequence[str] | None = None) -> pa.Table | None:
+    def read_table(
+        self, cell: str, columns: Sequence[str] | None = None, record: Record | None = None
+    ) -> pa.Table | None:
         """The samples of a cell as an Arrow table, or None where its parquet file is not kept.
 
-        Raises WinnowError where the file is damaged, or is not the one that its record was written with.
+        ``record`` is the cell's, where it was read before. Raises WinnowError where the file is damaged, or is not the
+        one that its record was written with.
         """
         path = self.samples_path(cell)
         if not (path.exists() or path.is_symlink()):
@@ -91,17 +94,20 @@ class RecordStore:
         damaged = _damaged(path)
         try:
             content = path.read_bytes()
-            expected = self._samples_sha256(cell)
+            expected = self._samples_sha256(cell) if record is None else record.samples_sha256
             if expected and hashlib.sha256(content).hexdigest() != expected:
                 raise WinnowError(f"{damaged} (it is not the file that its record was written with)")
-            table = pq.read_table(pa.BufferReader(content))
+            file = pq.ParquetFile(pa.BufferReader(content))
+            schema = file.schema_arrow
+            # Where a hash has vouched for the file, columns that nobody asks for need not be read.
+            table = file.read(columns and [name for name in columns if name in schema.names] if expected else None)
         except (OSError, pa.ArrowException) as error:
             raise WinnowError(damaged) from error
         for known in SAMPLE_SCHEMA:
             # Prompts were not kept at first.
-            if known.name not in table.column_names and known.name != "prompt":
+            if known.name not in schema.names and known.name != "prompt":
                 raise WinnowError(f"{damaged} (they have no column {known.name})")
-            if known.name in table.column_names and not _alike(table.schema.field(known.name).type, known.type):
+            if known.name in schema.names and not _alike(schema.field(known.name).type, known.type):
                 raise WinnowError(f"{damaged} (the column {known.name} is not of {known.type})")
         return table if columns is None else table.select(list(columns))
 
@@ -148,9 +154,10 @@ def _damaged(samples: Path) -> str:
     return f"the samples {samples} are damaged: delete the file, or run its cell again"
 
 
-def _check(record: Record) -> None:
-    """Raises ValueError, TypeError or KeyError where a value is not of the type that everybody reads it as."""
-    _SCHEMA.validate_json(json.dumps(record.to_json()), strict=True)  # as JSON a text is not taken for a number
+def _check(record: Record, data: Mapping[str, Any]) -> None:
+    """Raises ValueError, TypeError or KeyError where a value is not of the type that everybody reads it as; ``data`` is
+    what the record was made from."""
+    _SCHEMA.validate_json(json.dumps(data), strict=True)  # as JSON a text is not taken for a number
     for name, kinds in _OF_CELL.items():
         if not isinstance(record.cell[name], kinds):
             raise TypeError(f"cell.{name} is {record.cell[name]!r}")

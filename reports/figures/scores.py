@@ -170,7 +170,7 @@ def corpus_by_domain(results: Results, method: str) -> Figure | None:
     """
     rows = [row for row in results.panel.rows if row.method == method and row.calibration != NO_CORPUS]
     corpora, ratios = sorted({row.calibration for row in rows}), sorted({row.ratio for row in rows})
-    scores, texts = _by_domain(results)
+    scores, texts = by_domain(results)
     blocks = [block for block in (scores, texts) if block]
     if len(corpora) < 2 or not blocks:
         return None
@@ -188,7 +188,7 @@ def corpus_by_domain(results: Results, method: str) -> Figure | None:
     return figure
 
 
-def _by_domain(results: Results) -> tuple[list[Measure], list[Measure]]:
+def by_domain(results: Results) -> tuple[list[Measure], list[Measure]]:
     """Scores: of each generative domain and of choices (of those with parts the one that is named after their domain);
     perplexities of texts and of their parts."""
     records, stand = results.panel.records(), results.averages

@@ -140,8 +140,8 @@ def _read(folder: Path, kind: str, damaged: list[str]) -> list[tuple[Record, Ite
     found = []
     for cell in store.ids():
         try:
-            table = store.read_table(cell, ["task", "domain", "item", "score", "weight"])
             record = store.read(cell)
+            table = store.read_table(cell, ["task", "domain", "item", "score", "weight"], record)
             if kind == "records":
                 record = replace(record, scores=record.scores + _layer_scores(folder, cell))
             found.append((record, None if table is None else Items.from_columns(table.to_pydict())))

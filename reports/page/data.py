@@ -101,9 +101,11 @@ def choose_items(folder: Path, panel: Panel) -> list[dict[str, str]]:
     counts once.
     """
     for row in panel.all_rows():
-        table = samples_table(folder, row.records[0])
-        if table is None or not pc.any(pc.not_equal(table["output"], "")).as_py():
+        written = _read_samples(folder, row.records[0], ["output"])
+        if written is None or not pc.any(pc.not_equal(written["output"], "")).as_py():
             continue
+        table = samples_table(folder, row.records[0])
+        assert table is not None  # it was read a moment ago
         seen: set[tuple[str, str]] = set()
         of_domain: dict[tuple[str, str], list[dict[str, str]]] = {}
         for sample in table.filter(pc.not_equal(table["output"], "")).to_pylist():
@@ -124,14 +126,18 @@ def choose_items(folder: Path, panel: Panel) -> list[dict[str, str]]:
 
 def samples_table(folder: Path, record: Record) -> pa.Table | None:
     """task, domain, item, score, output and prompt of a cell's samples; None where its parquet file is not kept."""
-    stores = [RecordStore(folder, kind) for kind in ("records", "baseline")]
-    store = next((store for store in stores if store.exists(record.cell["id"])), stores[0])
-    table = store.read_table(record.cell["id"])
+    table = _read_samples(folder, record)
     if table is None:
         return None
     if "prompt" not in table.column_names:  # records from before prompts were kept
         table = table.append_column("prompt", pa.array([""] * table.num_rows, pa.string()))
     return table.select(["task", "domain", "item", "score", "output", "prompt"])
+
+
+def _read_samples(folder: Path, record: Record, columns: Sequence[str] | None = None) -> pa.Table | None:
+    stores = [RecordStore(folder, kind) for kind in ("records", "baseline")]
+    store = next((store for store in stores if store.exists(record.cell["id"])), stores[0])
+    return store.read_table(record.cell["id"], columns, record)
 
 
 def _measure(measure: Measure, results: Results) -> dict[str, Any]:

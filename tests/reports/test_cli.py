@@ -41,7 +41,7 @@ def test_report_is_written_without_torch(sweep, tmp_path):
     assert run.stdout == f"report written to {folder / 'report' / 'report.md'}\n"
     written = {path.name for path in (folder / "report").iterdir()}
     figures = {f"{name}.{kind}" for name in ("expert_usage", "score_against_ratio_mixed") for kind in ("png", "pdf")}
-    assert written == {"report.md", "page.html", "table.csv", "table.tex"} | figures
+    assert written == {".figures.json", "report.md", "page.html", "table.csv", "table.tex"} | figures
     text = (folder / "report" / "report.md").read_text()
     for title in (
         "### Scores\n",
