@@ -36,6 +36,7 @@ from harness.checkpoints.building import (
 )
 from harness.checkpoints.check import check_checkpoint, check_names
 from harness.checkpoints.config import read_config
+from harness.checkpoints.heap import give_large_blocks_back
 from harness.checkpoints.hub import resolve_checkpoint
 from harness.checkpoints.layout import layer_layouts
 from harness.checkpoints.packed_weights import SECTION as QUANTISED
@@ -61,6 +62,7 @@ class ModelByLayer:
     def __init__(
         self, folder: str | Path, dtype: str | torch.dtype = "auto", device: str | torch.device = "cpu"
     ) -> None:
+        give_large_blocks_back()
         self.folder = resolve_checkpoint(folder)
         self.device = torch.device(device)
         raw = read_config(self.folder)

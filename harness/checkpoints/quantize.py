@@ -21,6 +21,7 @@ import torch
 from harness.checkpoints import packed_weights as packed
 from harness.checkpoints.check import check_checkpoint
 from harness.checkpoints.config import config_integer, read_config
+from harness.checkpoints.heap import give_large_blocks_back
 from harness.checkpoints.layout import layer_layouts
 from harness.checkpoints.packed_weights import Scheme, kind_of
 from harness.checkpoints.reader import CheckpointReader, Tensors
@@ -155,6 +156,7 @@ def quantize_checkpoint(source: Path, target: Path, quantization: Quantization) 
     family = family_of(config)
     quantization.check(family, config)
     check_checkpoint(source, family, config)
+    give_large_blocks_back()
     reader = CheckpointReader(source)
     schemes = quantization.schemes(reader, family, config)
     names = _matrices(reader, family, config, quantization.targets)

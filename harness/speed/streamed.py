@@ -88,9 +88,9 @@ def main() -> int:
 
 
 def cost(scratch: Path, repeats: int) -> list[bool]:
-    """32 x 512 tokens, float32; memory in batches of one sequence, so that it is that of what is held."""
+    """20 x 512 tokens, float32; memory in batches of one sequence, so that it is that of what is held."""
     write_random(scratch / "model", _SMALL)
-    sequences = random_tokens(32, int(_SMALL["vocab_size"]))  # type: ignore[call-overload]
+    sequences = random_tokens(20, int(_SMALL["vocab_size"]))  # type: ignore[call-overload]
 
     def streamed() -> StreamedModel:
         model = open_for_pass(scratch / "model", "float32", stream="always", state=scratch / "state")
