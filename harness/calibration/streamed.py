@@ -23,6 +23,7 @@ from harness.checkpoints.config import read_config
 from harness.checkpoints.fingerprint import model_fingerprint
 from harness.checkpoints.hub import resolve_checkpoint
 from harness.checkpoints.load import load_model
+from harness.checkpoints.offload import SPREAD, one_device
 from harness.checkpoints.reader import CheckpointReader
 from harness.checkpoints.sizes import checkpoint_sizes
 from harness.errors import WinnowError
