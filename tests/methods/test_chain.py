@@ -66,6 +66,8 @@ def test_the_second_stage_sees_only_the_experts_that_are_left():
     for layer, experts in kept.items():
         assert less.experts_in(layer) == len(experts)
         np.testing.assert_array_equal(less.get(layer, "ean_sum"), statistics.get(layer, "ean_sum")[experts])
+        np.testing.assert_array_equal(less.get(layer, "token_ids"), statistics.get(layer, "token_ids")[experts])
+        np.testing.assert_array_equal(less.router_rows(layer), statistics.router_rows(layer)[experts])
         square = statistics.get(layer, "router_gram")
         for i, a in enumerate(experts):
             np.testing.assert_array_equal(less.expert_weights(layer, i).up, statistics.expert_weights(layer, a).up)
