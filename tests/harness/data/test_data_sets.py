@@ -19,8 +19,8 @@ from harness.data.schema import DATA_SETS
 from harness.data.sets import NotStaged, packed_rows, read_manifest, rows, staged_rows
 from harness.errors import WinnowError
 from tasks.published.math import MathBenchmark
-from tests.tasks.scripted import ScriptedBackend
 from tests.in_process import everything_here
+from tests.tasks.scripted import ScriptedBackend
 from tests.tiny import save_tiny
 
 QUESTIONS = [

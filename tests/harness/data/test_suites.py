@@ -15,10 +15,10 @@ from harness.data.schema import DATA_SETS
 from harness.data.sets import NotStaged
 from harness.data.suites import with_data
 from harness.errors import WinnowError
+from tests.in_process import everything_here
 from tests.tasks.published.test_benchmark_code import ADD, DOUBLE
 from tests.tasks.published.test_benchmark_math import APPLES
 from tests.tasks.staged import stage
-from tests.in_process import everything_here
 from tests.tiny import save_tiny
 
 CONF = Path(__file__).parents[3] / "conf"
