@@ -31,8 +31,9 @@ def wanted_statistics(
     """What ``calibration.statistics`` asks for: ``auto``, ``needed``, ``all`` or a list of names.
 
     ``needed`` is what the method declares; ``auto`` adds ``also``, what the other methods of the sweep declare, so that
-    one pass serves them all; ``all`` adds everything but ``RELEASED``, ``SAMPLED`` and ``BY_ID``, each of which only one
-    method reads; a list adds to what the method needs. Raises WinnowError for another setting and for an unknown name.
+    one pass serves them all; ``all`` adds everything but ``RELEASED``, ``SAMPLED`` and ``BY_ID``, each of which one
+    method alone reads; a list adds to what the method needs. Raises WinnowError for another setting and for an unknown
+    name.
     """
     named = {"auto": also, "needed": frozenset(), "all": frozenset(STATISTICS) - RELEASED - SAMPLED - BY_ID}
     if isinstance(setting, str):

@@ -14,7 +14,7 @@ from harness import progress
 from harness.apart import apart
 from harness.calibration.shards import check_shard
 from harness.calibration.tokens import TokenSequence
-from harness.cells.baseline import baseline_record, beside, lacking, record_of
+from harness.cells.baseline import EVALUATE, baseline_record, beside, lacking, record_of
 from harness.cells.cell import Cell, corpus_of, prepare
 from harness.cells.check import make
 from harness.cells.compress import calibrate_part, compress, plan_again
@@ -62,8 +62,8 @@ def run_cell(config: DictConfig, also: frozenset[str] = frozenset(), publish: bo
 
 
 def run_shard(config: DictConfig, also: frozenset[str] = frozenset()) -> Path | None:
-    """The statistics of one part of the calibration corpus, ``calibration.shard``, and nothing else; returns their file,
-    None where there is nothing left for this part. Raises WinnowError."""
+    """The statistics of one part of the calibration corpus, ``calibration.shard``, and nothing else; returns their
+    file, None where there is nothing left for this part. Raises WinnowError."""
     with progress.showing(config.progress):
         shard, shards = config.calibration.shard, config.calibration.shards
         check_shard(shard, shards)
@@ -101,6 +101,8 @@ def _compute(cell: Cell, folder: Path, root: Path, tracker: Tracker | None) -> t
     sweep(folder, ".*.tmp", ".*.partial", ".*.replaced")  # the cell is claimed: nobody else writes here
     settings, texts = cell.config["calibration"], (document.text for document in cell.documents)
     contained = contamination.check(settings["name"], texts, cell.tasks.values()) if cell.reads_text else {}
+    if cell.tasks and cell.config["baseline"] != EVALUATE:
+        baseline_record(cell, root, tracker)  # one from elsewhere that does not fit is refused before anything is done
     made = apart(f"compressing ({cell.id})", compress, cell, folder, root)
     clock = Clock(dict(made.seconds))
     # Only now, so that of several processes one evaluates the uncompressed model while the others calibrate.

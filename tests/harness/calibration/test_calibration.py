@@ -151,7 +151,8 @@ def test_the_model_computes_the_same_while_it_is_recorded(family, dtype):
     model = tiny_model(family).to(dtype)
     model.set_experts_implementation("grouped_mm")
     ids = torch.tensor(documents([24, 24]))
-    layout = BatchLayout(torch.ones(48, dtype=torch.bool), ((0, 24), (24, 48)), torch.zeros(48).long(), 48, ids.reshape(-1))
+    real, source = torch.ones(48, dtype=torch.bool), torch.zeros(48).long()
+    layout = BatchLayout(real, ((0, 24), (24, 48)), source, 48, ids.reshape(-1))
     recorders = [recorder(layer, ALL, FAMILIES[family].router_output) for layer in (0, 1)]
     with torch.inference_mode():
         before = model(ids, use_cache=False).logits
