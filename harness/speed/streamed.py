@@ -89,7 +89,7 @@ def main() -> int:
 
 
 def cost(scratch: Path, repeats: int) -> list[bool]:
-    """20 x 512 tokens, float32. The whole model comes first: streaming sets how the process takes memory from the system
+    """20 x 512 tokens, float32. The whole model comes first: streaming sets how the process takes memory
     (``harness.checkpoints.heap``), which would make a whole model slower as well."""
     write_random(scratch / "model", _SMALL)
     sequences = random_tokens(20, _SMALL["vocab_size"])
