@@ -19,7 +19,7 @@ from harness.contracts.statistics import ExpertWeights, Routing, Statistics
 from tests.brute_force_coverage import coverage_statistics
 
 # Architectures whose routers take the sigmoid of a logit (their papers, and their code in transformers).
-SIGMOID = ("deepseek_v3", "glm4_moe", "dots1", "minimax_m2", "lfm2_moe")
+SIGMOID = ("deepseek_v3", "kimi_k2", "glm4_moe", "dots1", "minimax_m2", "lfm2_moe")
 
 
 @dataclass(frozen=True)

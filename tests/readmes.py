@@ -12,7 +12,8 @@ CONF = ROOT / "conf"
 
 COMMAND = re.compile(r"(?:winnow|winnow-report|winnow-data|make|python -m) \S")
 CODE = re.compile(r"`([^`]+)`")
-OF_A_RUN = "baseline calibration cells checkpoint diagnostics logs records report sweeps"  # folders that it leaves
+# Folders that a run leaves.
+OF_A_RUN = "baseline calibration calibration/passes cells checkpoint diagnostics logs records report sweeps"
 PLACEHOLDER = re.compile(r"\b[A-Z]{2,}(?:\.jsonl|\.png)?\b")
 
 

@@ -288,7 +288,7 @@ class Settings(_Checked, total=False):
     output_dir: Annotated[Any, AfterValidator(_path), "where records and all else go"]
     keep_checkpoint: Annotated[
         Switch,
-        "false: of a cell only plan, saliency and record stay; auto: the checkpoint goes when its cell is scored if "
+        "false: of a cell only plan, saliency and record stay; `auto`: the checkpoint goes when its cell is scored if "
         "the disk would not hold those of the sweep",
     ]
     strict_versions: Annotated[

@@ -116,7 +116,8 @@ def _until(found: Callable[[], object], seconds: float = 60.0) -> None:
 
 
 CALLER = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # shells have programs in the background ignore it
 from pathlib import Path
 from harness.apart import apart
 from tests.harness.test_apart import writing_its_id

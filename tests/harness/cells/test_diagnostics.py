@@ -14,6 +14,7 @@ from harness.cells import evaluate as evaluation
 from harness.cells import sweep
 from harness.records.store import RecordStore
 from tests.harness.test_cli import _logging_as_before  # noqa: F401
+from tests.in_process import everything_here
 from tests.tiny import save_tiny
 
 
@@ -26,6 +27,7 @@ def model(tmp_path: Path) -> Path:
 @pytest.fixture
 def opened(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """The folders of the models that were opened; two at once are an error."""
+    everything_here(monkeypatch)
     folders: list[str] = []
     is_open = [False]
     really_open = evaluation._open
