@@ -135,8 +135,8 @@ class HFBackend:
         """
         if self.streamed:
             raise WinnowError(
-                "backend.open.stream=true scores texts but writes none, since each token would read all weights again: "
-                "take a suite that only scores, or backend.open.stream=false where the model fits"
+                "backend.stream=true scores texts but writes none, since each token would read all weights again: "
+                "take a suite that only scores, or backend.stream=false where the model fits"
             )
         encoded = prompts_that_fit(self.tokenizer, prompts, max_new_tokens, self.max_length)
         stops = stops_by_prompt(stop, len(prompts), self._end_marks)

@@ -71,7 +71,7 @@ def language_model(backend: Backend) -> Any:
     """lm-eval's view of a backend that is open. Raises WinnowError for one that lm-eval cannot use."""
     if isinstance(backend, hf_backend.HFBackend):
         if backend.streamed:
-            raise WinnowError("lm-eval tasks need the whole model at once: set backend.open.stream=false")
+            raise WinnowError("lm-eval tasks need the whole model at once: set backend.stream=false")
         return TransformersLM(backend)
     if isinstance(backend, TokenBackend):
         return BackendLM(backend)

@@ -210,7 +210,6 @@ class _Diagnostics(_Checked, total=False):
 class _Open(_Checked, total=False):
     batch_size: Annotated[Count, "hf: sequences at once"]
     max_length: Annotated[Annotated[int, Field(ge=2)] | None, "tokens; null: the model's own limit"]
-    stream: Annotated[bool | None, "hf: one decoder layer at a time; scores what is larger than memory, writes nothing"]
     tensor_parallel_size: Annotated[Count, "vllm: GPUs that share the model"]
     gpu_memory_utilization: Annotated[Annotated[float, Field(gt=0, le=1)], "vllm: share of the GPU's memory"]
     kv_cache_gib: Annotated[Positive | None, "vllm: size of the KV cache; null: 1 on a CPU, what is left on a GPU"]
@@ -220,11 +219,13 @@ class _Open(_Checked, total=False):
 
 
 class _Engine(_Checked, total=False):
+    stream: Annotated[bool | None, "hf: one decoder layer at a time; scores what is larger than memory, writes nothing"]
     open: _Open
 
 
 class _Backend(_Checked, total=False):
     name: Annotated[Name, "auto, hf (transformers) or vllm; under auto both have their settings, as backend.hf.open.*"]
+    stream: Annotated[bool | None, "hf: as in backend.hf.stream"]
     open: _Open
     hf: _Engine
     vllm: _Engine

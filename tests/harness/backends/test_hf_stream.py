@@ -84,8 +84,8 @@ def test_on_a_gpu_all_that_computes_is_there(tmp_path: Path) -> None:
 def test_what_it_cannot_do_is_said_in_a_line(tmp_path: Path) -> None:
     save_tiny(tmp_path, "qwen3_moe")
     backend = opened(tmp_path, True)
-    with pytest.raises(WinnowError, match=r"backend.open.stream=true scores texts but writes none.*stream=false"):
+    with pytest.raises(WinnowError, match=r"backend.stream=true scores texts but writes none.*stream=false"):
         backend.generate(["a"], 2)
     lm_eval = pytest.importorskip("harness.backends.lm_eval")
-    with pytest.raises(WinnowError, match="backend.open.stream=false"):
+    with pytest.raises(WinnowError, match="backend.stream=false"):
         lm_eval.language_model(backend)

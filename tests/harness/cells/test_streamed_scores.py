@@ -38,7 +38,7 @@ def run(model: Path, out: Path, *more: str, dropped: tuple[str, ...] = WRITTEN) 
 
 
 def test_choices_and_perplexity_are_those_of_the_whole_model(model: Path, tmp_path: Path) -> None:
-    whole, streamed = run(model, tmp_path / "whole"), run(model, tmp_path / "out", "backend.open.stream=true")
+    whole, streamed = run(model, tmp_path / "whole"), run(model, tmp_path / "out", "backend.stream=true")
     assert streamed.cell == whole.cell, "how much is read at once changes no number but by rounding"
     baselines = (RecordStore(tmp_path / out, "baseline").read(whole.cell["baseline"]) for out in ("out", "whole"))
     for ours, theirs in ((streamed, whole), tuple(baselines)):
@@ -51,5 +51,5 @@ def test_choices_and_perplexity_are_those_of_the_whole_model(model: Path, tmp_pa
 
 
 def test_a_suite_that_writes_is_refused_in_one_line(model: Path, tmp_path: Path) -> None:
-    with pytest.raises(WinnowError, match=r"^[^\n]*backend.open.stream=true scores texts but writes none[^\n]*$"):
-        run(model, tmp_path, "backend.open.stream=true", dropped=WRITTEN[:3])
+    with pytest.raises(WinnowError, match=r"^[^\n]*backend.stream=true scores texts but writes none[^\n]*$"):
+        run(model, tmp_path, "backend.stream=true", dropped=WRITTEN[:3])
