@@ -53,11 +53,12 @@ def apart(what: str, function: Callable[P, R], *args: P.args, **options: P.kwarg
         theirs.close()
         try:
             answer: R = _answer(ours, process, what)
-        except BaseException:
-            _stop(process)
+        except KeyboardInterrupt:
+            process.terminate()
             raise
-        process.join(_PATIENCE)
-        _stop(process)
+        finally:
+            process.join(_PATIENCE)
+            _stop(process)
         return answer
 
 

@@ -15,7 +15,7 @@ from harness.checkpoints.building import (
     loading_faults,
 )
 from harness.checkpoints.check import check_checkpoint, check_names
-from harness.checkpoints.config import read_config
+from harness.checkpoints.config import read_config, read_generation_config
 from harness.checkpoints.hub import resolve_checkpoint
 from harness.checkpoints.layout import layer_layouts
 from harness.checkpoints.quantize import served_folder
@@ -43,6 +43,7 @@ def load_model(
     """
     folder = resolve_checkpoint(path_or_hub_id)
     config = read_config(folder)
+    read_generation_config(folder)  # transformers reads it too, and says less of what is wrong with it
     family = family_of(config)
     check_checkpoint(folder, family, config)
     check_names(folder, config)
