@@ -4,8 +4,9 @@ import math
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
+from harness.contracts.composition import compose
 from harness.contracts.method import Decision, Method
-from harness.contracts.plan import CompressionPlan, compose
+from harness.contracts.plan import CompressionPlan
 from harness.contracts.shape import MoeShape
 from harness.contracts.statistics import Statistics, restricted
 from harness.errors import WinnowError

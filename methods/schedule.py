@@ -4,8 +4,8 @@ import math
 from dataclasses import dataclass
 from fractions import Fraction
 
+from harness.contracts.composition import compose
 from harness.contracts.method import Decision, Method
-from harness.contracts.plan import compose
 from harness.contracts.shape import MoeShape
 from harness.errors import WinnowError
 from methods.budget import as_written

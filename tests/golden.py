@@ -18,6 +18,7 @@ from hydra import compose, initialize_config_module
 from hydra.utils import instantiate
 
 from harness.contracts.method import Method
+from harness.contracts.plan_files import plan_to_json
 from harness.contracts.record import Sample, Score
 from harness.contracts.task import ModelTask, SamplesTask, Task
 from tasks.made.perplexity import DOMAINS
@@ -65,7 +66,7 @@ def decisions() -> dict[str, dict[str, str]]:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 plan = method.decide(statistics, ratio, seed=3).plan
-            found[path.stem] = {"version": method.version, "digest": digest(plan.to_json())}
+            found[path.stem] = {"version": method.version, "digest": digest(plan_to_json(plan))}
     return found
 
 

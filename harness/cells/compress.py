@@ -4,7 +4,6 @@
 left in the memory of a device when the compressed one is loaded.
 """
 
-import hashlib
 import json
 import logging
 import shutil
@@ -27,6 +26,7 @@ from harness.checkpoints.quantize import quantize_checkpoint
 from harness.checkpoints.skipping import Threshold, write_thresholds
 from harness.contracts.method import Decision
 from harness.contracts.plan import CompressionPlan
+from harness.contracts.plan_files import plan_files, plan_fingerprint
 from harness.contracts.statistics import Statistics
 from harness.devices import alone_on
 from harness.families.table import family_of
@@ -111,7 +111,7 @@ def _rounds(cell: Cell, so_far: Path, root: Path, clock: Clock) -> tuple[Decisio
             with clock.stage("apply"):
                 apply_plan(cell.model, decision.plan, so_far, lower_top_k=cell.lower_top_k)
             # The plan tells what the rounds have left, without a hash of all files.
-            plan = hashlib.sha256(json.dumps(decision.plan.to_json()).encode()).hexdigest()
+            plan = plan_fingerprint(decision.plan)
             model, fingerprint, wanted = so_far, f"{cell.contents['model']} plan:{plan}", cell.method.requires
         with clock.stage("calibration"):
             statistics, collected = _statistics(cell, model, fingerprint, wanted, root)
@@ -194,6 +194,6 @@ def _decision_files(decision: Decision, method: str, folder: Path) -> dict[Path,
     if decision.groups is not None:
         why["groups"] = {str(layer): list(labels) for layer, labels in decision.groups.items()}
     return {
-        folder / "plan.json": json.dumps(decision.plan.to_json()).encode(),
+        **plan_files(decision.plan, folder),
         folder / "saliency.json": json.dumps(why).encode(),
     }

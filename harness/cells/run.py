@@ -25,6 +25,7 @@ from harness.cells.publish import check_free
 from harness.cells.publish import publish as publish_files
 from harness.cells.room import keeps_checkpoint
 from harness.contracts.plan import CompressionPlan
+from harness.contracts.plan_files import load_plan
 from harness.contracts.record import Record, Sample
 from harness.contracts.tracker import Tracker
 from harness.data import contamination
@@ -131,7 +132,7 @@ def _tokenized(cell: Cell) -> list[TokenSequence]:
 def _plan_of(cell: Cell, record: Record, folder: Path, root: Path) -> CompressionPlan:
     """The plan of a finished cell, decided once more where its folder is gone. Raises WinnowError if it is another."""
     if (folder / "plan.json").is_file():
-        plan = CompressionPlan.load(folder / "plan.json")
+        plan = load_plan(folder / "plan.json")
     else:
         log.info("the plan of %s is not kept: deciding again", cell.id)
         plan = apart(f"deciding ({cell.id})", plan_again, cell, folder / "rounds", root)

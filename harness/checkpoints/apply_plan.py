@@ -17,6 +17,7 @@ from harness.checkpoints.reader import CheckpointReader
 from harness.checkpoints.sizes import checkpoint_sizes
 from harness.checkpoints.writer import Output, copy_companions, write_shards, written_atomically
 from harness.contracts.plan import CompressionPlan, LayerPlan, NewExpert, validate
+from harness.contracts.plan_files import plan_to_json
 from harness.contracts.shape import MoeShape
 from harness.errors import WinnowError
 from harness.families.family import Family
@@ -95,7 +96,7 @@ def apply_plan(
     shards = _outputs_by_shard(reader, family, old, layers)
     with written_atomically(target) as folder:
         (folder / "config.json").write_text(json.dumps(new_config, indent=2) + "\n")
-        (folder / "plan.json").write_text(json.dumps(plan.to_json()) + "\n")
+        (folder / "plan.json").write_text(json.dumps(plan_to_json(plan)) + "\n")
         copy_companions(source, folder)
         write_shards(folder, shards, written=reader.let_go)
         sizes = checkpoint_sizes(folder)

@@ -7,7 +7,8 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from harness.contracts.plan import CompressionPlan, LayerPlan, NewExpert, Source, compose, identity, prune, validate
+from harness.contracts.composition import compose
+from harness.contracts.plan import CompressionPlan, LayerPlan, NewExpert, Source, identity, prune, validate
 from harness.contracts.shape import MoeShape
 from harness.contracts.statistics import restricted
 from harness.errors import WinnowError

@@ -16,7 +16,7 @@ from harness.checkpoints.apply_plan import apply_plan
 from harness.checkpoints.config import read_config
 from harness.checkpoints.layout import layer_layouts
 from harness.checkpoints.load import load_model
-from harness.contracts.plan import CompressionPlan
+from harness.contracts.plan_files import load_plan
 from harness.contracts.shape import MoeShape
 from harness.families.table import FAMILIES
 from methods.coverage import Coverage
@@ -63,7 +63,7 @@ def record_of(folder: Path, method: str) -> dict:
 
 def test_the_record_has_the_widths_where_channels_were_cut_and_only_there(tmp_path, monkeypatch):
     assert winnow(monkeypatch, tmp_path, "qwen3_moe", "method=coverage", "method.align=1", "ratio=0.5") == 0
-    plan = CompressionPlan.load(tmp_path / "out" / "plan.json")
+    plan = load_plan(tmp_path / "out" / "plan.json")
     found = record_of(tmp_path, "coverage")["plan"]
     for layer in plan.layers:
         widths = [WIDTH if new.channels is None else len(new.channels) for new in layer.experts]

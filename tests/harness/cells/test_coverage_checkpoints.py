@@ -15,7 +15,8 @@ from harness.checkpoints.config import read_config
 from harness.checkpoints.layout import layer_layouts
 from harness.checkpoints.load import load_model
 from harness.checkpoints.reader import CheckpointReader
-from harness.contracts.plan import CompressionPlan, compose, prune
+from harness.contracts.composition import compose
+from harness.contracts.plan import CompressionPlan, prune
 from harness.families.table import FAMILIES
 from methods.chain import Chain
 from methods.coverage import Coverage

@@ -13,7 +13,7 @@ from harness import cli  # noqa: F401  (it registers what conf/model/reference.y
 from harness.cells import run as experiment
 from harness.cells.cell import Cell, prepare
 from harness.cells.dry_run import report
-from harness.contracts.plan import CompressionPlan
+from harness.contracts.plan_files import load_plan
 from harness.records.identity import without
 from harness.records.store import RecordStore
 from tests.brute_force import SIGMOID, weights_of
@@ -82,7 +82,7 @@ def test_a_list_of_budgets_reaches_the_checkpoint_and_the_dry_run(tmp_path: Path
     given = ("method=router_norm", "allocation=list", "method.experts=[5,3]")
     record = experiment.run_cell(configured(tmp_path, family, *given))
     folder = tmp_path / "out" / "cells" / record.cell["id"]
-    plan = CompressionPlan.load(folder / "plan.json")
+    plan = load_plan(folder / "plan.json")
     assert [len(layer.experts) for layer in plan.layers] == [5, 3]
     why = json.loads((folder / "saliency.json").read_text())
     assert why["largest_goes"] is True
@@ -104,7 +104,7 @@ def test_partial_leaves_an_ordinary_checkpoint_of_whole_and_averaged_experts(
 ) -> None:
     record = experiment.run_cell(configured(tmp_path, family, "method=partial", f"method.similarity={similarity}"))
     folder = tmp_path / "out" / "cells" / record.cell["id"]
-    plan = CompressionPlan.load(folder / "plan.json")
+    plan = load_plan(folder / "plan.json")
     config = json.loads((folder / "checkpoint" / "config.json").read_text())
     assert "winnow" not in config and 4 in (config.get("num_local_experts"), config.get("num_experts"))
     before = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32)

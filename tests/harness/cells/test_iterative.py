@@ -17,6 +17,7 @@ from harness.checkpoints.apply_plan import apply_plan
 from harness.checkpoints.load import load_model
 from harness.checkpoints.tokenizer import load_tokenizer
 from harness.contracts.plan import CompressionPlan, prune
+from harness.contracts.plan_files import load_plan
 from harness.data.rows import Document
 from methods.prune_experts import ExpertPruning
 from tests.in_process import everything_here
@@ -84,7 +85,7 @@ def test_each_round_sees_what_the_last_one_left_and_a_stopped_cell_goes_on(tmp_p
     in_rounds = ("method=reap", "schedule=iterative", "schedule.rounds=2")
     assert winnow(monkeypatch, tmp_path, *in_rounds) == 0
     out = tmp_path / "out"
-    plan = CompressionPlan.load(out / "plan.json")
+    plan = load_plan(out / "plan.json")
     assert plan == by_hand(tmp_path)
     assert not (out / "rounds").exists()
     assert len([path for path in (out / "calibration").iterdir() if path.is_dir()]) == 2
@@ -103,7 +104,7 @@ def test_each_round_sees_what_the_last_one_left_and_a_stopped_cell_goes_on(tmp_p
     everything_here(monkeypatch)
     monkeypatch.setattr(compressing, "open_for_pass", lambda *_, **__: pytest.fail("another pass"))
     assert winnow(monkeypatch, tmp_path, *in_rounds) == 0
-    assert CompressionPlan.load(out / "plan.json") == plan and path.exists()
+    assert load_plan(out / "plan.json") == plan and path.exists()
 
 
 def test_rounds_change_what_goes(tmp_path, monkeypatch):
@@ -111,13 +112,13 @@ def test_rounds_change_what_goes(tmp_path, monkeypatch):
     for rounds in ("schedule=one_shot", "schedule=iterative"):
         out = tmp_path / rounds.partition("=")[2]
         assert winnow(monkeypatch, tmp_path, "method=reap", rounds, f"output_dir={out}") == 0
-        plans.append(CompressionPlan.load(out / "plan.json"))
+        plans.append(load_plan(out / "plan.json"))
     assert plans[0] != plans[1]
 
 
 def test_naee_prunes_in_rounds_too(tmp_path, monkeypatch):
     assert winnow(monkeypatch, tmp_path, "method=naee", "schedule=iterative", "schedule.rounds=2") == 0
-    plan = CompressionPlan.load(tmp_path / "out" / "plan.json")
+    plan = load_plan(tmp_path / "out" / "plan.json")
     assert {len(layer.experts) for layer in plan.layers} == {4}
 
 

@@ -13,6 +13,7 @@ from harness.checkpoints.config import read_config
 from harness.checkpoints.reader import CheckpointReader
 from harness.checkpoints.weight_files import INDEX, WEIGHTS
 from harness.contracts.plan import CompressionPlan, LayerPlan, NewExpert, Source
+from harness.contracts.plan_files import load_plan, plan_to_json
 from harness.families.table import FAMILIES
 from tests.harness.checkpoints.compressed import (
     identity_plan,
@@ -94,7 +95,7 @@ def test_the_identity_copies_every_bit_and_the_config(originals, tmp_path, name)
     assert read_config(source) == read_config(tmp_path / "out")
     for file in ("generation_config.json", "tokenizer.json", "tokenizer_config.json"):
         assert (tmp_path / "out" / file).read_bytes() == (source / file).read_bytes()
-    assert CompressionPlan.load(tmp_path / "out" / "plan.json") == identity_plan()
+    assert load_plan(tmp_path / "out" / "plan.json") == identity_plan()
 
 
 @pytest.mark.parametrize("name", FAMILY_NAMES)
@@ -239,7 +240,7 @@ from harness.checkpoints.apply_plan import apply_plan
 from harness.contracts.plan import CompressionPlan
 
 folder = Path(sys.argv[1])
-plan = CompressionPlan.load(folder / "plan.json")
+plan = load_plan(folder / "plan.json")
 
 def anonymous():
     line = next(x for x in open("/proc/self/status") if x.startswith("RssAnon"))
@@ -301,7 +302,7 @@ def test_memory_stays_within_a_shard_and_the_experts_of_a_layer(tmp_path):
     config |= {"moe_intermediate_size": side, "num_hidden_layers": layers}
     (folder / "config.json").write_text(json.dumps(config))
     plan = merged(*[[[e, e + 1] for e in range(0, experts, 2)]] * layers)
-    (folder / "plan.json").write_text(json.dumps(plan.to_json()))
+    (folder / "plan.json").write_text(json.dumps(plan_to_json(plan)))
     rises = json.loads(run_python(MEMORY, folder).stdout)
     layer_bytes = experts * 3 * side * side * 4
     bound = 2 * layer_bytes  # the largest shard and the experts of one layer

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from harness.contracts.plan import CompressionPlan, LayerPlan, NewExpert, Source, identity, prune, validate
+from harness.contracts.plan_files import load_plan, plan_from_json, plan_to_json
 from harness.errors import WinnowError
 
 MERGED = LayerPlan(
@@ -21,8 +22,8 @@ def plan_of(*experts: NewExpert, route: tuple[int | None, ...] = (0, 0, 0, 0)) -
 def test_a_plan_is_what_its_json_says(tmp_path):
     plan = CompressionPlan((identity(0, 4), prune(1, 4, [3, 1]), MERGED))
     path = tmp_path / "plan.json"
-    path.write_text(json.dumps(plan.to_json()))
-    assert CompressionPlan.load(path) == plan
+    path.write_text(json.dumps(plan_to_json(plan)))
+    assert load_plan(path) == plan
     validate(plan, num_experts=4, width=3)
 
 
@@ -42,7 +43,7 @@ WRONG = [
 
 @pytest.mark.parametrize(("plan", "message"), WRONG)
 def test_a_plan_that_contradicts_itself_is_refused_when_it_is_read(plan, message):
-    for check in (lambda: validate(plan), lambda: CompressionPlan.from_json(plan.to_json())):
+    for check in (lambda: validate(plan), lambda: plan_from_json(plan_to_json(plan))):
         with pytest.raises(WinnowError, match=message):
             check()
 
@@ -64,4 +65,4 @@ def test_a_plan_for_another_model_is_refused_where_the_model_is_known(plan, mess
 @pytest.mark.parametrize("data", [{}, {"layers": [{}]}, {"layers": 3}, {"layers": [{"layer": 0, "experts": 1}]}])
 def test_what_is_no_plan_is_said_so(data):
     with pytest.raises(WinnowError, match="not a compression plan"):
-        CompressionPlan.from_json(data)
+        plan_from_json(data)

@@ -16,6 +16,7 @@ from harness.cells.cell import Cell
 from harness.checkpoints.load import load_model
 from harness.contracts.alignment import align_channels
 from harness.contracts.plan import CompressionPlan, prune
+from harness.contracts.plan_files import plan_to_json
 from harness.errors import WinnowError
 from harness.families.table import family_of
 from harness.layers.diagnose import diagnose, sample
@@ -257,7 +258,7 @@ def test_another_plan_than_the_recorded_one_is_refused(
     (cell,) = store.ids()
     folder = out / "cells" / cell
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "plan.json").write_text(json.dumps(pruned([0, 1, 2], [0, 1, 2]).to_json()))
+    (folder / "plan.json").write_text(json.dumps(plan_to_json(pruned([0, 1, 2], [0, 1, 2]))))
     assert winnow(monkeypatch, tmp_path, "method=random", "diagnostics=layers") == 2
     assert "not the recorded one" in capsys.readouterr().err
     assert not list((out / "diagnostics").glob("*.json"))
