@@ -237,7 +237,7 @@ import ctypes, json, sys, threading
 from pathlib import Path
 from harness.checkpoints.reader import CheckpointReader
 from harness.checkpoints.apply_plan import apply_plan
-from harness.contracts.plan import CompressionPlan
+from harness.contracts.plan_files import load_plan
 
 folder = Path(sys.argv[1])
 plan = load_plan(folder / "plan.json")
