@@ -1,22 +1,24 @@
 """Expert pruning: rank experts by a saliency criterion and drop the worst, with their router rows."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import ClassVar
+from typing import Any
 
 import numpy as np
 
 from harness.contracts.method import Decision
 from harness.contracts.plan import CompressionPlan, prune
+from harness.contracts.search import Kept, Overlap, SearchReport
 from harness.contracts.shape import MoeShape
 from harness.contracts.statistics import Statistics
 from harness.errors import WinnowError
-from methods import criteria
+from methods import criteria, evoesap
 from methods.budget import as_written, check_any_number, kept_experts, parse_ratio
 from methods.checks import check_option, finite, statistic, warn_of_never_routed
 
-SCOPES = ("layer", "global", "list")
+SCOPES = ("layer", "global", "list", "evoesap")
 
 
 @dataclass(frozen=True)
@@ -31,18 +33,19 @@ class ExpertPruning:
       stay in each layer. Raw saliencies are compared across layers, so a layer whose outputs are larger keeps
       more experts.
     - ``list``: ``experts`` says how many stay in each MoE layer, the first one first; in all as many as with ``layer``.
+    - ``evoesap``: such a list is searched on the model with the settings ``search`` (those of ``evoesap.Search``; null
+      is its default). ``with_budget`` finds it, in steps that the router groups can share and ``even`` allows.
     Of equal saliencies the lower layer, then the lower expert index, is kept.
 
     Raises WinnowError for an unknown option, a ratio or list that does not fit, statistics that are missing or not
     finite, and for ``global`` with a group-limited router.
     """
 
-    version: ClassVar[str] = "1"
-
     name: str
     criterion: str
     scope: str = "layer"
     experts: Sequence[int] | None = None
+    search: evoesap.Search | Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         check_option(self.name, "criterion", self.criterion, criteria.CRITERIA)
@@ -51,6 +54,14 @@ class ExpertPruning:
             raise WinnowError(f"method '{self.name}': experts=[...] goes with scope=list, and scope=list with it")
         if any(type(number) is not int for number in self.experts or ()):
             raise WinnowError(f"method '{self.name}': experts={list(self.experts or ())} are not all whole numbers")
+        if (self.search is None) == (self.scope == "evoesap"):
+            raise WinnowError(f"method '{self.name}': scope=evoesap and its settings search go together")
+        if isinstance(self.search, Mapping):
+            object.__setattr__(self, "search", evoesap.search_from(self.search))
+
+    @property
+    def version(self) -> str:
+        return "1" if self.search is None else f"1 (evoesap {evoesap.VERSION})"
 
     @property
     def requires(self) -> frozenset[str]:
@@ -61,12 +72,14 @@ class ExpertPruning:
 
     @property
     def uses_seed(self) -> bool:
-        return self.criterion == "random"
+        return self.criterion == "random" or self.scope == "evoesap"
 
     @property
     def mean_layer(self) -> "ExpertPruning":
-        """The method for a layer that stands for all of them: a list leaves as many in the mean as ``layer`` does."""
-        return replace(self, scope="layer", experts=None) if self.scope == "list" else self
+        """The method for a layer that stands for all of them: a list, given or searched, leaves as many in the mean as
+        ``layer`` does."""
+        listed = self.scope in ("list", "evoesap")
+        return replace(self, scope="layer", experts=None, search=None) if listed else self
 
     def check(self, shape: MoeShape, ratio: str | float | Fraction) -> Fraction:
         exact = parse_ratio(ratio)
@@ -75,6 +88,8 @@ class ExpertPruning:
             check_any_number("scope=global", "scope=layer", shape)
         if self.experts is not None:
             self._check_list(self.experts, shape, exact, count * shape.layers)
+        if self.search is not None:
+            self._bounds(shape, exact)
         return exact
 
     def _check_list(self, experts: Sequence[int], shape: MoeShape, ratio: Fraction, total: int) -> None:
@@ -97,12 +112,12 @@ class ExpertPruning:
     def decide(self, statistics: Statistics, ratio: Fraction, seed: int) -> Decision:
         num_experts, top_k, n_group = statistics.num_experts, statistics.top_k, statistics.n_group
         self.check(statistics.shape, ratio)
+        if self.search is not None:
+            raise WinnowError(f"method '{self.name}': allocation=evoesap is not for a stage of another method")
         count = kept_experts(statistics.shape, ratio)
-        saliency = {layer: self._saliency(statistics, layer, seed) for layer in sorted(statistics.layers)}
+        saliency, worth = self._ranked(statistics, seed)
         if self.requires:
             warn_of_never_routed(statistics, "saliencies over routed tokens are 0 for them, so they go first")
-        largest_goes = self.criterion in criteria.LARGEST_GOES
-        worth = {layer: -values if largest_goes else values for layer, values in saliency.items()}
         if self.scope == "global":
             kept = keep_globally(worth, count * len(worth), top_k)
         else:
@@ -114,8 +129,66 @@ class ExpertPruning:
         return Decision(
             CompressionPlan(tuple(prune(layer, num_experts, kept[layer]) for layer in saliency)),
             saliency=saliency,
-            largest_goes=largest_goes,
+            largest_goes=self.criterion in criteria.LARGEST_GOES,
         )
+
+    def with_budget(
+        self, statistics: Statistics, shape: MoeShape, ratio: Fraction, seed: int, overlap: Overlap
+    ) -> tuple["ExpertPruning", SearchReport]:
+        """The method with ``scope=list`` and the ``experts`` that EvoESAP finds, and what it found.
+
+        ``shape`` bounds the budgets, ``overlap`` is the fitness. Raises WinnowError as ``check`` and ``decide`` do.
+        """
+        assert isinstance(self.search, evoesap.Search)
+        step, total, room = self._bounds(shape, ratio)
+        _, worth = self._ranked(statistics, seed)
+
+        def counts(plan: evoesap.Numbers) -> list[int]:
+            return [shape.num_experts - step * removed for removed in plan]
+
+        def kept(plan: evoesap.Numbers) -> Kept:
+            numbers = zip(worth.items(), counts(plan), strict=True)
+            return {layer: keep_in_layer(values, number, shape.n_group) for (layer, values), number in numbers}
+
+        found = evoesap.evolve(lambda plans: overlap([*map(kept, plans)]), len(worth), total, room, self.search, seed)
+        uniform = (total // len(worth),) * len(worth)
+        best = counts(found.best)
+        report = SearchReport(
+            dict(zip(worth, best, strict=True)), len(found.worth), found.worth[found.best], found.worth[uniform]
+        )
+        return replace(self, scope="list", experts=best, search=None), report
+
+    def _bounds(self, shape: MoeShape, ratio: Fraction) -> tuple[int, int, int]:
+        """A layer gives up a multiple of ``step`` experts, at most ``room`` times, and all of them ``total`` times.
+
+        Raises WinnowError where that leaves but one budget.
+        """
+        assert isinstance(self.search, evoesap.Search)
+        count = kept_experts(shape, ratio)
+        step = math.lcm(shape.n_group, 2 if self.search.even else 1)
+        removed = shape.num_experts - count
+        room = (shape.num_experts - max(shape.top_k, shape.fewest_rows)) // step
+        refused = f"method '{self.name}', allocation=evoesap:"
+        if self.search.even and (shape.num_experts % step or count % step):
+            raise WinnowError(
+                f"{refused} search.even=true cannot keep {count} of {shape.num_experts} experts a layer, which are no "
+                f"multiples of {step}; take another ratio, or search.even=false"
+            )
+        if shape.layers == 1:
+            raise WinnowError(f"{refused} one MoE layer leaves nothing to search for; use allocation=uniform")
+        if not 0 < removed < step * room:
+            raise WinnowError(
+                f"{refused} ratio {as_written(ratio)} removes {removed} of {shape.num_experts} experts a layer, of "
+                f"which at most {step * room} can go: there is but one budget; use allocation=uniform"
+            )
+        return step, removed // step * shape.layers, room
+
+    def _ranked(self, statistics: Statistics, seed: int) -> tuple[dict[int, np.ndarray], dict[int, np.ndarray]]:
+        """Layer -> saliency as it is published, and so that the expert of the lowest goes first."""
+        saliency = {layer: self._saliency(statistics, layer, seed) for layer in sorted(statistics.layers)}
+        if self.criterion not in criteria.LARGEST_GOES:
+            return saliency, saliency
+        return saliency, {layer: -values for layer, values in saliency.items()}
 
     def _saliency(self, statistics: Statistics, layer: int, seed: int) -> np.ndarray:
         num_experts = statistics.num_experts
