@@ -45,7 +45,7 @@ def write_files(contents: Mapping[Path, Content]) -> None:
         for path, name_now in temporary.items():
             os.replace(name_now, path)
     except OSError as error:
-        raise _write_error(path.parent, error) from error
+        raise write_error(path.parent, error) from error
     finally:
         for left_over in temporary.values():
             with suppress(OSError):
@@ -67,7 +67,7 @@ def locked(path: Path, waiting: str) -> Iterator[None]:
             log.warning("%s", waiting)  # a warning, so that it is seen where nobody has set up logging
             lock.acquire()
     except OSError as error:
-        raise _write_error(path.parent, error) from error
+        raise write_error(path.parent, error) from error
     try:
         yield
     finally:
@@ -100,7 +100,8 @@ def _umask() -> int:
     return mask
 
 
-def _write_error(folder: Path, error: OSError) -> WinnowError:
+def write_error(folder: Path, error: OSError) -> WinnowError:
+    """What a person is told where ``error`` came of writing in ``folder``."""
     if is_full(error):
         return WinnowError(f"no space left to write in {folder}: free some and run again (finished cells are kept)")
     return WinnowError(f"cannot write in {folder}: {error.strerror or error}: choose a folder that you may write to")

@@ -56,6 +56,15 @@ def content_key(key_parts: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(key_parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def has_statistics(folder: Path, names: frozenset[str]) -> bool:
+    """Whether the entry in ``folder`` holds all of ``names``, by its manifest alone: no array is read."""
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text())
+        return names <= set(manifest["statistics"]) and (folder / "statistics.npz").is_file()
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
 def _load(folder: Path) -> Collected | None:
     """What the folder holds; None where it holds nothing or something damaged."""
     manifest_path = folder / "manifest.json"

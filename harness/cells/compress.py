@@ -80,6 +80,12 @@ def decide(cell: Cell, so_far: Path, root: Path, clock: Clock) -> tuple[Decision
         shutil.rmtree(so_far, ignore_errors=True)
 
 
+def calibrate_intact(cell: Cell, root: Path) -> None:
+    """Leaves the statistics of the intact model in ``root``."""
+    with alone_on(cell.config["model"]["device"]):
+        _statistics(cell, cell.model, cell.contents["model"], cell.statistics, root)
+
+
 def calibrate_part(cell: Cell, root: Path) -> Path | None:
     """The file of ``calibration.shard``; None where the corpus has too few batches to leave anything for it."""
     settings = cell.config["calibration"]

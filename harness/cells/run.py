@@ -17,7 +17,7 @@ from harness.calibration.tokens import TokenSequence
 from harness.cells.baseline import EVALUATE, baseline_record, beside, lacking, record_of
 from harness.cells.cell import Cell, corpus_of, prepare
 from harness.cells.check import make
-from harness.cells.compress import calibrate_part, compress, plan_again
+from harness.cells.compress import calibrate_intact, calibrate_part, compress, plan_again
 from harness.cells.diagnostics import diagnose_cell
 from harness.cells.evaluate import Clock, evaluate_apart
 from harness.cells.finished import made_from, say_what_changed
@@ -48,7 +48,7 @@ def run_cell(config: DictConfig, also: frozenset[str] = frozenset(), publish: bo
         root = Path(config.output_dir)
         if publish and not cell.is_baseline:
             check_free(root, cell.id)
-        tracker: Tracker | None = make(config.tracking, "tracking", Tracker) if config.tracking else None
+        tracker = _tracker(config)
         if cell.is_baseline and cell.tasks:
             baseline = baseline_record(cell, root, tracker)
             assert baseline is not None
@@ -62,6 +62,26 @@ def run_cell(config: DictConfig, also: frozenset[str] = frozenset(), publish: bo
         return record
 
 
+def run_baseline(config: DictConfig) -> Record:
+    """The record of the uncompressed model that the cell is compared with, evaluated now or found. Raises WinnowError.
+
+    For a cell with ``baseline=evaluate`` or from another folder.
+    """
+    with progress.showing(config.progress):
+        cell = prepare(config)
+        record = baseline_record(cell, Path(config.output_dir), _tracker(config))
+        assert record is not None  # a cell that leaves it out has no such job
+        return record
+
+
+def run_calibration(config: DictConfig, also: frozenset[str] = frozenset()) -> None:
+    """The statistics that the cell, and ``also`` others, read of the intact model, and nothing else. Raises
+    WinnowError."""
+    with progress.showing(config.progress):
+        cell = prepare(config, also)
+        apart(f"calibrating ({cell.id})", calibrate_intact, cell, Path(config.output_dir))
+
+
 def run_shard(config: DictConfig, also: frozenset[str] = frozenset()) -> Path | None:
     """The statistics of one part of the calibration corpus, ``calibration.shard``, and nothing else; returns their
     file, None where there is nothing left for this part. Raises WinnowError."""
@@ -73,6 +93,10 @@ def run_shard(config: DictConfig, also: frozenset[str] = frozenset()) -> Path | 
             raise WinnowError(f"method={cell.method.name} reads no statistics: calibration.shard is for those that do")
         what = f"calibration, shard {shard} of {shards}"
         return apart(what, calibrate_part, cell, Path(config.output_dir))
+
+
+def _tracker(config: DictConfig) -> Tracker | None:
+    return make(config.tracking, "tracking", Tracker) if config.tracking else None
 
 
 def _finished(cell: Cell, root: Path, folder: Path, tracker: Tracker | None) -> Record:
