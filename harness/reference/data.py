@@ -16,8 +16,9 @@ WORDS = r"\n[ ]*| ?\d| ?\p{L}[\p{L}_]*| ?[^\s\p{L}\d]+|\s+"
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides what the model becomes."""
+    """Everything that decides what the model becomes. ``shots``: at most so many solved examples in a prompt."""
 
+    family: str = "qwen3_moe"
     vocab_size: int = 2048
     hidden_size: int = 128
     num_layers: int = 6
@@ -40,6 +41,7 @@ class Recipe:
     )  # fmt: skip
     chunk_tokens: int = 500_000
     tokenizer_documents: int = 4_000
+    shots: int = 0
     seed: int = 0
 
     @property
@@ -82,30 +84,57 @@ def train_tokenizer(recipe: Recipe) -> PreTrainedTokenizerFast:
 
 @dataclass(frozen=True)
 class Document:
+    """``weights``: the loss weight of predicting each token of ``ids``; a document's first token is never predicted."""
+
     ids: list[int]
-    prompt_length: int
+    weights: list[float]
     domain: int
 
 
 def chunk_rows(tokenizer: PreTrainedTokenizerFast, recipe: Recipe, chunk: int) -> list[list[Document]]:
     """About ``chunk_tokens`` tokens of fresh documents in the recipe's shares, packed into rows of ``max_length``."""
     documents: list[Document] = []
+    joint = tokenizer("\n", add_special_tokens=False)["input_ids"]
     for domain, (name, share) in enumerate(recipe.shares):
         seen = 0
         stream = training_documents(name, recipe.seed + 1 + chunk)
+        shots = random.Random(f"shots-{recipe.seed}-{chunk}-{name}")
         while seen < share * recipe.chunk_tokens:
             pairs = list(islice(stream, 256))
             prompts = tokenizer([p for p, _ in pairs], add_special_tokens=False)["input_ids"]
             answers = tokenizer([a for _, a in pairs], add_special_tokens=False)["input_ids"]
-            for prompt, answer in zip(prompts, answers, strict=True):
-                ids = (prompt + answer + [tokenizer.eos_token_id])[: recipe.max_length]
-                documents.append(Document(ids, min(len(prompt), len(ids)), domain))
-                seen += len(ids)
+            problems = list(zip(prompts, answers, strict=True))
+            while problems:
+                taken = 1 + (shots.randint(0, recipe.shots) if recipe.shots and prompts[0] else 0)
+                documents.append(document_of(problems[:taken], domain, recipe, joint, tokenizer.eos_token_id))
+                del problems[:taken]
+                seen += len(documents[-1].ids)
     rng = random.Random(f"rows-{recipe.seed}-{chunk}")
     rng.shuffle(documents)
     rows = [row for i in range(0, len(documents), 400) for row in pack(documents[i : i + 400], recipe.max_length)]
     rng.shuffle(rows)
     return rows
+
+
+def document_of(
+    problems: list[tuple[list[int], list[int]]], domain: int, recipe: Recipe, joint: list[int], end: int
+) -> Document:
+    """The last problem (prompt ids, answer ids) with its end-of-text, behind the others as solved examples.
+
+    Examples are dropped from the front until all fits into a row. Every answer has weight 1 and every prompt the
+    recipe's; what joins an example to the next problem has none: only end-of-text is learned to follow an answer.
+    """
+    problems = list(problems)
+    while len(problems) > 1 and sum(len(p) + len(a) + len(joint) for p, a in problems) > recipe.max_length:
+        del problems[0]
+    ids: list[int] = []
+    weights: list[float] = []
+    for prompt, answer in problems:
+        between = joint if ids else []
+        ids += between + prompt + answer
+        weights += [0.0] * len(between) + [recipe.prompt_weight] * len(prompt) + [1.0] * len(answer)
+    ids, weights = (ids + [end])[: recipe.max_length], (weights + [1.0])[: recipe.max_length]
+    return Document(ids, weights, domain)
 
 
 def pack(documents: list[Document], length: int) -> list[list[Document]]:
@@ -150,8 +179,7 @@ def collate(rows: list[list[Document]], recipe: Recipe, pad: int) -> Batch:
             batch.positions[place] = torch.arange(size)
             batch.segments[place] = number
             batch.domains[place] = document.domain
-            batch.weights[r, start + 1 : start + size] = 1.0
-            batch.weights[r, start + 1 : start + document.prompt_length] = recipe.prompt_weight
+            batch.weights[r, start + 1 : start + size] = torch.tensor(document.weights[1:])
             start += size
     return batch
 

@@ -2,84 +2,51 @@
 
 Everything is drawn from seeds. The run saves its state every few minutes and goes on from there when it is started
 again; loss curve and routing statistics go to ``--log-dir``, the finished model (bf16, hub layout) to ``--out``.
+``--variant`` trains models of the panel (variants.py) one after the other, into folders of their own; finished ones are
+skipped.
 """
 
 import argparse
 import csv
 import json
 import os
+import sys
 import tempfile
 import time
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch.nn import functional as F
 from tqdm import tqdm
-from transformers import PreTrainedTokenizerFast, Qwen3MoeConfig, Qwen3MoeForCausalLM
-from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from harness.files import write_files
 from harness.reference import MODEL_FOLDER
 from harness.reference.data import Batch, Recipe, attention_mask, chunk_rows, collate, train_tokenizer
-from harness.reference.experts import routed_experts
-
-
-def build_model(recipe: Recipe) -> Qwen3MoeForCausalLM:
-    torch.manual_seed(recipe.seed)
-    # transformers' checked dataclasses hide their fields from type checkers.
-    settings: dict[str, Any] = dict(
-        vocab_size=recipe.vocab_size,
-        hidden_size=recipe.hidden_size,
-        num_hidden_layers=recipe.num_layers,
-        num_attention_heads=recipe.hidden_size // 32,
-        num_key_value_heads=recipe.hidden_size // 64,
-        head_dim=32,
-        intermediate_size=recipe.dense_width,
-        mlp_only_layers=list(recipe.dense_layers),
-        moe_intermediate_size=recipe.expert_width,
-        num_experts=recipe.num_experts,
-        num_experts_per_tok=recipe.top_k,
-        # Renormalised over a single expert, every gate value were 1 and the router would learn nothing from the text.
-        norm_topk_prob=recipe.top_k > 1,
-        tie_word_embeddings=True,
-        max_position_embeddings=2048,
-        bos_token_id=None,
-        eos_token_id=0,
-        pad_token_id=1,
-    )
-    model = Qwen3MoeForCausalLM(Qwen3MoeConfig(**settings))
-    ALL_EXPERTS_FUNCTIONS.register("cache_sized", routed_experts)
-    model.set_experts_implementation("cache_sized")
-    return model
-
-
-def balance_loss(logits: torch.Tensor, top_k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Switch Transformer's balancing loss of one layer (1 when balanced) and the tokens routed to each expert."""
-    probabilities = logits.float().softmax(-1)
-    load = torch.bincount(probabilities.topk(top_k, dim=-1).indices.flatten(), minlength=logits.shape[-1])
-    return logits.shape[-1] * (load / load.sum() * probabilities.mean(0)).sum(), load
+from harness.reference.models import balance_loss, build_model, move_bias, routers, watch_routers
+from harness.reference.variants import LOG_FOLDER, PANEL_FOLDER, VARIANTS, recipe_of, weights_folder
 
 
 def losses(
-    model: Qwen3MoeForCausalLM, batch: Batch, recipe: Recipe
+    model: PreTrainedModel, seen: list[tuple[torch.Tensor, torch.Tensor]], batch: Batch, recipe: Recipe
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(language loss per token (B, S-1), balancing loss, load (layers, E), the mask of real tokens)."""
+    """(language loss per token (B, S-1), balancing loss, load (layers, E), the mask of real tokens (B, S)).
+
+    ``seen`` is what ``watch_routers(model)`` fills.
+    """
+    seen.clear()
     output = model.model(
         input_ids=batch.ids,
         attention_mask=attention_mask(batch.segments),
         position_ids=batch.positions,
-        output_router_logits=True,
         use_cache=False,
     )
-    real = batch.segments.flatten() >= 0
-    balance = [
-        balance_loss(logits.reshape(-1, recipe.num_experts)[real], recipe.top_k) for logits in output.router_logits
-    ]
+    real = batch.segments >= 0
+    balance = [balance_loss(recipe, logits, chosen, real) for logits, chosen in seen]
     logits = model.lm_head(output.last_hidden_state[:, :-1])
     token_loss = F.cross_entropy(logits.flatten(0, 1).float(), batch.ids[:, 1:].flatten(), reduction="none")
     return (
@@ -97,7 +64,7 @@ def learning_rate(recipe: Recipe, tokens: int) -> float:
     return recipe.learning_rate * min(ramp, max(0.01, (1 - done) / recipe.decay))
 
 
-def optimizer_for(model: Qwen3MoeForCausalLM, recipe: Recipe) -> torch.optim.AdamW:
+def optimizer_for(model: PreTrainedModel, recipe: Recipe) -> torch.optim.AdamW:
     matrices = [p for p in model.parameters() if p.dim() > 1]
     vectors = [p for p in model.parameters() if p.dim() <= 1]
     return torch.optim.AdamW(
@@ -151,6 +118,7 @@ def train_worker(rank: int, workers: int, rendezvous: str, recipe: Recipe, place
     dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=workers)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(places.state_dir / "tokenizer")
     model = build_model(recipe)
+    seen = watch_routers(model)
     parameters = list(model.parameters())
     optimizer = optimizer_for(model, recipe)
     state = {"tokens": 0, "chunk": 0, "row": 0, "seconds": 0.0}
@@ -173,7 +141,14 @@ def train_worker(rank: int, workers: int, rendezvous: str, recipe: Recipe, place
 
     rows_per_step = recipe.step_tokens // recipe.max_length
     names = [name for name, _ in recipe.shares]
-    bar = tqdm(total=recipe.tokens, initial=int(state["tokens"]), unit="tok", unit_scale=True, disable=rank > 0)
+    bar = tqdm(
+        total=recipe.tokens,
+        initial=int(state["tokens"]),
+        unit="tok",
+        unit_scale=True,
+        disable=rank > 0,
+        mininterval=0.1 if sys.stderr.isatty() else 60,  # a line a minute in a log
+    )
     last_save, step = time.monotonic(), 0
     logged = StepLog.empty(recipe)
     while state["tokens"] < recipe.tokens:
@@ -187,7 +162,7 @@ def train_worker(rank: int, workers: int, rendezvous: str, recipe: Recipe, place
             rate = learning_rate(recipe, int(state["tokens"]))
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            token_loss, balance, load, real = losses(model, batch, recipe)
+            token_loss, balance, load, real = losses(model, seen, batch, recipe)
             weights = batch.weights[:, 1:]
             loss = (token_loss * weights).sum() / recipe.step_tokens
             (loss + recipe.balance * balance / workers).backward()
@@ -197,6 +172,7 @@ def train_worker(rank: int, workers: int, rendezvous: str, recipe: Recipe, place
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
             optimizer.zero_grad(set_to_none=False)
+            move_bias(model, log.load, int(state["tokens"]) / recipe.tokens)
             logged.values += log.values
             state["tokens"] += log.tokens
             state["row"] += rows_per_step
@@ -255,11 +231,15 @@ class StepLog:
     def tokens(self) -> int:
         return int(self.values[0])
 
+    @property
+    def load(self) -> torch.Tensor:
+        """Tokens by (layer, expert)."""
+        return self.values[1 + 2 * self.domains :].view(self.layers, -1)
+
     def summary(self, names: list[str]) -> dict[str, float]:
         """Loss on the answers by domain, and the routing statistics."""
         loss, count = self.values[1 : 1 + 2 * self.domains].view(2, -1)
-        load = self.values[1 + 2 * self.domains :].view(self.layers, -1)
-        return dict(zip(names, (loss / count).tolist(), strict=True)) | routing_statistics(load)
+        return dict(zip(names, (loss / count).tolist(), strict=True)) | routing_statistics(self.load)
 
 
 def prepare(recipe: Recipe, places: Places) -> None:
@@ -276,14 +256,26 @@ def train(recipe: Recipe, places: Places, workers: int) -> None:
         mp.spawn(train_worker, (workers, os.path.join(folder, "rendezvous"), recipe, places), nprocs=workers)
 
 
-def export(model: Qwen3MoeForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
-    """Write the model in bf16 and its tokenizer in the hub layout."""
-    model.bfloat16().save_pretrained(out)
-    config = json.loads((out / "config.json").read_text())
-    # Published Qwen3-MoE configs name the number of experts num_experts; transformers 5 writes the other name only.
-    config["num_experts"] = config["num_local_experts"]
-    (out / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    tokenizer.save_pretrained(out)
+def export(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
+    """Write the model in bf16 and its tokenizer in the hub layout, whole or not at all."""
+    biases = [getattr(router, "e_score_correction_bias", None) for router in routers(model)]
+    model.bfloat16()
+    for router, bias in zip(routers(model), biases, strict=True):
+        if bias is not None:  # float32 in published checkpoints as well: a step of training is less than bf16 resolves
+            router.e_score_correction_bias = bias.float()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
+        made = Path(folder)
+        model.save_pretrained(made)
+        config = json.loads((made / "config.json").read_text())
+        if "num_local_experts" in config:
+            # Published Qwen3-MoE configs say num_experts; transformers 5 writes the other name only.
+            config["num_experts"] = config["num_local_experts"]
+        (made / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        tokenizer.save_pretrained(made)
+        # config.json last: a folder that has one is a finished model.
+        names = sorted((path.name for path in made.iterdir()), key=lambda name: name == "config.json")
+        write_files({out / name: (made / name).read_bytes() for name in names})
 
 
 def _append(path: Path, line: dict) -> None:
@@ -303,11 +295,24 @@ def _cut_curve(path: Path, tokens: int) -> None:
         path.write_text("\n".join([header, *kept]) + "\n")
 
 
+def train_variants(names: list[str], workers: int, save_minutes: float) -> None:
+    """Train models of the panel one after the other; those whose weights are there are left alone."""
+    for name in names:
+        recipe, out = recipe_of(name), weights_folder(name)
+        if (out / "config.json").exists():
+            print(f"{time.strftime('%F %T')} {name}: its weights are at {out}", flush=True)
+            continue
+        print(f"{time.strftime('%F %T')} {name}: {VARIANTS[name].what}", flush=True)
+        train(recipe, Places(PANEL_FOLDER / name / "state", LOG_FOLDER / name, out, save_minutes), workers)
+        print(f"{time.strftime('%F %T')} {name}: done, {out}", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m harness.reference.train", description=__doc__)
+    parser.add_argument("--variant", nargs="+", choices=list(VARIANTS), help="models of the panel, one after the other")
     parser.add_argument("--out", type=Path, default=MODEL_FOLDER, help="where the finished model goes")
-    parser.add_argument("--state-dir", type=Path, default=Path("results/reference_model/state"), help="to resume from")
-    parser.add_argument("--log-dir", type=Path, default=Path("results/reference_model"), help="loss curve, recipe")
+    parser.add_argument("--state-dir", type=Path, default=LOG_FOLDER / "state", help="to resume from")
+    parser.add_argument("--log-dir", type=Path, default=LOG_FOLDER, help="loss curve, recipe")
     parser.add_argument("--save-minutes", type=float, default=4.0, help="time between saved states")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes of one thread each")
     dense = list(Recipe().dense_layers)
@@ -318,12 +323,17 @@ def main() -> None:
                 f"--{name.replace('_', '-')}", type=type(default), default=default, help=f"default {default}"
             )
     options = vars(parser.parse_args())
-    workers = options.pop("workers")
+    workers, variants = options.pop("workers"), options.pop("variant")
     options["dense_layers"] = tuple(options.pop("dense_layers"))
     places = Places(*(options.pop(name) for name in ("state_dir", "log_dir", "out", "save_minutes")))
     recipe = Recipe(**options)
     folders = {name: getattr(places, name) for name in ("out", "state_dir", "log_dir")}
     taken = [f"--{name.replace('_', '-')}" for name, path in folders.items() if path == parser.get_default(name)]
+    if variants:
+        if recipe != Recipe() or len(taken) < len(folders):
+            parser.error("a variant has its own recipe and folders: give --workers and --save-minutes alone")
+        train_variants(variants, workers, places.save_minutes)
+        return
     if taken and recipe != Recipe():
         parser.error(f"another recipe than the shipped model's needs folders of its own: give {', '.join(taken)}")
     train(recipe, places, workers)
