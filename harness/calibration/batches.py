@@ -46,6 +46,15 @@ class Batch:
     position_ids: Tensor | None  # (B, L), where sequences are packed
     layout: BatchLayout
 
+    def inputs(self, device: torch.device) -> dict[str, Tensor | None]:
+        """On ``device``, by the names of the model's arguments."""
+        named = {
+            "input_ids": self.input_ids,
+            "attention_mask": self.attention_mask,
+            "position_ids": self.position_ids,
+        }
+        return {name: None if tensor is None else tensor.to(device) for name, tensor in named.items()}
+
 
 def sources_of(sequences: Sequence[TokenSequence]) -> list[str]:
     """The names of the sources, in the order that ``BatchLayout.source`` counts in."""

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from harness import progress
@@ -113,7 +112,7 @@ def _run_by_layer(
             for batch in batches:
                 for observer in here:
                     observer.start_batch(batch.layout)
-                passage.put(model.run(layer, passage.next(), _inputs(batch)))
+                passage.put(model.run(layer, passage.next(), batch.inputs(model.device)))
                 for observer in here:
                     observer.end_batch()
                 bar.update(batch.layout.tokens)
@@ -124,22 +123,8 @@ def _run_by_layer(
 def _forward(model: PreTrainedModel, batch: Batch) -> None:
     """The decoder alone: nobody reads the logits over the vocabulary, the largest tensor of all."""
     embedding: Any = model.get_input_embeddings()
-    device = device_of(embedding)
-
-    def there(tensor: Tensor | None) -> Tensor | None:
-        return None if tensor is None else tensor.to(device)
-
-    inputs: dict[str, Any] = {name: there(tensor) for name, tensor in _inputs(batch).items()}
+    inputs: dict[str, Any] = batch.inputs(device_of(embedding))
     model.base_model(**inputs, use_cache=False)
-
-
-def _inputs(batch: Batch) -> dict[str, Tensor | None]:
-    """What the model takes."""
-    return {
-        "input_ids": batch.input_ids,
-        "attention_mask": batch.attention_mask,
-        "position_ids": batch.position_ids,
-    }
 
 
 def check_fit(model: Model, family: Family, sequences: Sequence[TokenSequence], batch_size: int) -> None:

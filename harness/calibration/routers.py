@@ -1,15 +1,19 @@
 """What the router of a layer answers once rows of it are removed: by its own code, of whatever family it is."""
 
-from collections.abc import Callable, Sequence
-from functools import cache
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.func import functional_call
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from harness.checkpoints.experts import router_biases
+from harness.checkpoints.offload import forward_replaced, weights_at_hand
 from harness.checkpoints.reader import CheckpointReader
 from harness.contracts.statistics import Routing
 from harness.families.family import Family
@@ -24,9 +28,7 @@ def router_reader(folder: Path, family: Family) -> Callable[[int, np.ndarray], R
 
     @cache
     def skeleton() -> PreTrainedModel:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
-        with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config).eval()  # some routers add noise while they are trained
+        return _skeleton(AutoConfig.from_pretrained(folder, local_files_only=True))
 
     def read(layer: int, inputs: np.ndarray) -> Routing:
         reader = CheckpointReader(folder)
@@ -41,15 +43,79 @@ def router_reader(folder: Path, family: Family) -> Callable[[int, np.ndarray], R
             left = {leaf: tensor[index] for leaf, tensor in rows.items()}
             left |= {leaf: tensor[..., index] for leaf, tensor in biases.items()}
             own = {name: left.pop(_leaf(name)) for name in router.state_dict()}
-            router.num_experts = len(index)  # group-limited routers reshape by it
             # A bias that is not the router's own lies in the block, which hands it over.
-            output = functional_call(router, own, (hidden, *left.values()))
-            named = dict(zip(family.router_output, output, strict=True))
+            named = _answer(router, family, own, (hidden, *left.values()), len(index))
             return named["gates"].double().numpy(), named["indices"].numpy()
 
         return routing
 
     return read
+
+
+class RoutersOf:
+    """The routers of ``model``, whose architecture is ``family``: meanwhile they may answer as if rows were gone."""
+
+    def __init__(self, model: PreTrainedModel, family: Family) -> None:
+        self._family, self._twin = family, _skeleton(model.config)
+        config = model.config.to_dict()
+        layers, self._experts = family.moe_layers(config), family.num_experts(config)
+        self._routers = {layer: moe_block(model, family, layer).router for layer in layers}
+        self._weights = {layer: _weights(router) for layer, router in self._routers.items()}
+
+    @contextmanager
+    def keeping(self, kept: Mapping[int, Sequence[int]]) -> Iterator[None]:
+        """Meanwhile the model is the one that a plan leaves which keeps the experts ``kept[layer]`` alone.
+
+        Routers choose among these rows by their own code, so that every kind of them does what it does in the pruned
+        checkpoint; experts are called by their old numbers. Logits of the other rows are the lowest number there is.
+        """
+        with ExitStack() as stack:
+            for layer, experts in kept.items():
+                weights = self._weights[layer]
+                index = torch.tensor(list(experts), device=next(iter(weights.values())).device)
+                own = {name: self._rows(name, tensor, index) for name, tensor in weights.items()}
+                answer = partial(self._forward, moe_block(self._twin, self._family, layer).router, own, index)
+                stack.enter_context(forward_replaced(self._routers[layer], answer))
+            yield
+
+    def _rows(self, name: str, tensor: Tensor, index: Tensor) -> Tensor:
+        if _leaf(name) in map(_leaf, self._family.router_tensors):
+            return tensor[index]
+        return tensor[..., index] if _leaf(name) in map(_leaf, self._family.router_biases) else tensor
+
+    def _forward(
+        self, router: Any, own: Mapping[str, Tensor], index: Tensor, hidden: Tensor, *biases: Tensor | None
+    ) -> tuple[Tensor, ...]:
+        """``biases`` lie in the block, which hands them over."""
+        left = (None if bias is None else bias[..., index] for bias in biases)
+        named = _answer(router, self._family, own, (hidden, *left), len(index))
+        logits = named["logits"]
+        named["logits"] = logits.new_full((*logits.shape[:-1], self._experts), torch.finfo(logits.dtype).min)
+        named["logits"][..., index] = logits
+        named["indices"] = index[named["indices"]]
+        return tuple(named[name] for name in self._family.router_output)
+
+
+def _skeleton(config: Any) -> PreTrainedModel:
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config).eval()  # some routers add noise while they are trained
+
+
+def _answer(
+    router: Any, family: Family, own: Mapping[str, Tensor], inputs: Sequence[Tensor | None], count: int
+) -> dict[str, Tensor]:
+    """What ``router`` says with the weights ``own`` of ``count`` experts."""
+    router.num_experts = count  # group-limited routers reshape by it
+    return dict(zip(family.router_output, functional_call(router, dict(own), tuple(inputs)), strict=True))
+
+
+def _weights(router: Any) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = {}
+    for prefix, module in router.named_modules():
+        with weights_at_hand(module):
+            stored = module.state_dict(keep_vars=False)
+            found |= {f"{prefix}.{name}".lstrip("."): tensor.clone() for name, tensor in stored.items()}
+    return found
 
 
 def _leaf(name: str) -> str:
