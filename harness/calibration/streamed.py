@@ -82,12 +82,17 @@ def open_for_pass(
     Raises WinnowError as ``load_model`` does, and where there is less memory than one layer needs.
     """
     folder = resolve_checkpoint(folder)
-    if stream == "never" or (stream == "auto" and _fits(folder, dtype, device, memory_gib)):
+    if not is_streamed(folder, dtype, device, stream, memory_gib):
         return load_model(folder, dtype, device)  # type: ignore[arg-type]
     where = one_device(device)
     log.info("%s is read one layer at a time, to %s", folder, where)
     model = ModelByLayer(folder, dtype, where)
     return StreamedModel(model, _left_for_hidden_states(model, memory_gib), state)
+
+
+def is_streamed(folder: Path, dtype: str, device: Any, stream: Stream, memory_gib: float | None) -> bool:
+    """Whether ``open_for_pass`` reads the checkpoint one layer at a time."""
+    return stream == "always" or (stream == "auto" and not _fits(folder, dtype, device, memory_gib))
 
 
 def chunks(model: Model, sequences: Sequence[TokenSequence], batch_size: int) -> list[tuple[list[TokenSequence], Part]]:
