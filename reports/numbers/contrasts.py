@@ -17,13 +17,15 @@ The rules, which every table repeats in words:
 - A score that is given for each layer (or other part) is averaged over them: they are all that the model has. Its
   items are the samples behind it where they are known (``reports.numbers.layer_samples``), else the layers themselves.
 - Drift at a position and calibration error are taken over texts and questions (``reports.numbers.detail_samples``).
+- Where it is known which items share a template or a field (``reports.numbers.groupings``), the error over these
+  clusters takes the place of that over independent items if it is the larger one; the other interval is kept beside.
 - Where samples are missing or do not give the recorded score, the squared errors that the recorded intervals imply
   are added up instead, as for independent samples (``paired`` is then False).
 """
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations
 
 import numpy as np
@@ -31,6 +33,7 @@ import numpy as np
 from harness.contracts.record import Record
 from reports.numbers.comparable import differing
 from reports.numbers.detail_samples import samples_of_score
+from reports.numbers.groupings import Groupings, clustered_variance, clusters
 from reports.numbers.layer_samples import samples_of_each
 from reports.numbers.load import Row
 from reports.numbers.paired import Comparison, interval, mcnemar, satterthwaite
@@ -66,10 +69,37 @@ class _Scored:
     signature: int = 0
 
 
-class Comparer:
-    """Compares rows; remembers the parts that it has looked up, by record."""
+@dataclass
+class _Over:
+    """Effect, the centre of its interval, and over parts and strata: squared errors, their degrees of freedom, items.
 
-    def __init__(self) -> None:
+    ``clustered`` holds (squared error, degrees of freedom) over clusters of items; empty where none is larger.
+    """
+
+    effect: float = 0.0
+    centre: float = 0.0
+    variances: list[float] = field(default_factory=list)
+    dfs: list[float] = field(default_factory=list)
+    n: int = 0
+    clustered: list[tuple[float, float]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Aligned:
+    """Of each term its scores, averaged over seeds, on the items that all have; the strata's masks."""
+
+    scores: list[np.ndarray]
+    weight: np.ndarray
+    item: np.ndarray
+    strata: list[np.ndarray]
+
+
+class Comparer:
+    """Compares rows; remembers the parts that it has looked up, by record, and the clusters of items."""
+
+    def __init__(self, groupings: Groupings | None = None) -> None:
+        self._groupings = groupings or {}
+        self._clusters: dict[int, list[np.ndarray]] = {}
         self._known: dict[tuple[str, str, Part], _Scored | None] = {}
 
     def difference(self, measure: Measure, first: Row, second: Row) -> Comparison | None:
@@ -90,13 +120,23 @@ class Comparer:
         seed_dfs: list[float] = [len(v) - 1 for v in of_rows.values() if len(v) > 1]
         items = self._over_items(terms)
         paired = items is not None
-        effect, centre, variances, dfs, n = items or self._from_intervals(terms, of_rows)
-        error = math.sqrt(sum(variances) + sum(seed_variances))
-        df = satterthwaite([*variances, *seed_variances], [*dfs, *seed_dfs])
-        low, high = interval(effect, error, df, centre, _bounds(terms))
+        over = items or self._from_intervals(terms, of_rows)
+
+        def of(variances: Sequence[float], dfs: Sequence[float]) -> tuple[float, float, float, float]:
+            error = math.sqrt(sum(variances) + sum(seed_variances))
+            df = satterthwaite([*variances, *seed_variances], [*dfs, *seed_dfs])
+            return error, df, *interval(over.effect, error, df, over.centre, _bounds(terms))
+
+        error, df, low, high = of(over.variances, over.dfs)
+        plain = None
+        if over.clustered:
+            wider = [max(pair) for pair in zip(over.clustered, zip(over.variances, over.dfs, strict=True), strict=True)]
+            plain = (low, high)
+            error, df, low, high = of(*zip(*wider, strict=True))
         seeds = tuple(len(values) for values in of_rows.values())
         exact = self._exact(terms) if paired else None
-        return Comparison(effect, low, high, error, df, n, seeds, math.sqrt(sum(seed_variances)), paired, exact)
+        seed_error = math.sqrt(sum(seed_variances))
+        return Comparison(over.effect, low, high, error, df, over.n, seeds, seed_error, paired, exact, plain)
 
     def _seed_values(self, terms: Sequence[Term]) -> dict[int, np.ndarray] | None:
         """Of every row, in the order of the terms: what it adds to the contrast, seed by seed."""
@@ -122,9 +162,7 @@ class Comparer:
             found.append(one)
         return found
 
-    def _from_intervals(
-        self, terms: Sequence[Term], of_rows: dict[int, np.ndarray]
-    ) -> tuple[float, float, list[float], list[float], int]:
+    def _from_intervals(self, terms: Sequence[Term], of_rows: dict[int, np.ndarray]) -> "_Over":
         variances, counts = [], []
         for term in terms:
             for part in term.measure.parts:
@@ -133,32 +171,43 @@ class Comparer:
                 variances.append(float(np.mean([(weight * one.error) ** 2 for one in found])))
                 counts.append(min(one.n for one in found))
         effect = float(sum(values.mean() for values in of_rows.values()))
-        return effect, effect, variances, [math.inf] * len(variances), min(counts)
+        return _Over(effect, effect, variances, [math.inf] * len(variances), min(counts))
 
-    def _over_items(self, terms: Sequence[Term]) -> tuple[float, float, list[float], list[float], int] | None:
-        """Effect, the centre of its interval, squared errors with degrees of freedom, items; None if not pairable."""
-        effect = centre = 0.0
-        n, variances, dfs = 0, [], []
+    def _over_items(self, terms: Sequence[Term]) -> "_Over | None":
+        """None if the items cannot be paired."""
+        over = _Over()
+        clustered: list[tuple[float, float]] = []
         for part in dict.fromkeys(part for term in terms for part in term.measure.parts):
             members = [term for term in terms if part in term.measure.parts]
             kind = members[0].measure.kind
             aligned = _align([self._seeds(term, part) or [] for term in members])
             if aligned is None:
                 return None
-            scores, weight, strata = aligned
             factors = [term.weight * term.measure.share(part) for term in members]
-            total = np.sum([factor * each for factor, each in zip(factors, scores, strict=True)], axis=0)
+            total = np.sum([factor * each for factor, each in zip(factors, aligned.scores, strict=True)], axis=0)
             extremes = [sum(f for f in factors if f > 0), sum(f for f in factors if f < 0)]
-            for mask in strata:
-                own = _stratum(kind, total[mask], weight[mask], extremes)
+            for mask in aligned.strata:
+                own = _stratum(kind, total[mask], aligned.weight[mask], extremes)
                 if own is None:
                     return None
-                share = 1 / len(strata)
-                effect, centre = effect + share * own[0], centre + share * own[1]
-                variances.append(share**2 * own[2])
-                dfs.append(float(mask.sum() - 1))
-                n += int(mask.sum())
-        return effect, centre, variances, dfs, n
+                mean, centre, variance, apart = own
+                share, n = 1 / len(aligned.strata), int(mask.sum())
+                over.effect, over.centre, over.n = over.effect + share * mean, over.centre + share * centre, over.n + n
+                over.variances.append(share**2 * variance)
+                over.dfs.append(float(n - 1))
+                wide = [clustered_variance(apart, of) for of in self._clusters_of(aligned.item[mask])] if variance else []
+                clustered.append(max([(share**2 * v, float(df)) for v, df in wide], default=(0.0, float(n - 1))))
+        if any(wide > plain for (wide, _), plain in zip(clustered, over.variances, strict=True)):
+            over.clustered = clustered
+        return over
+
+    def _clusters_of(self, items: np.ndarray) -> list[np.ndarray]:
+        if not self._groupings:
+            return []
+        key = hash(items.tobytes())
+        if key not in self._clusters:
+            self._clusters[key] = clusters(items.tolist(), self._groupings)
+        return self._clusters[key]
 
     def _exact(self, terms: Sequence[Term]) -> tuple[float, float] | None:
         """McNemar's test, where the contrast is the difference of two single cells in one yes-or-no score."""
@@ -168,9 +217,9 @@ class Comparer:
         if len(parts) > 1 or any(len(term.row.records) > 1 for term in terms):
             return None
         aligned = _align([self._seeds(term, parts[0]) or [] for term in terms])
-        if aligned is None or len(aligned[2]) > 1:
+        if aligned is None or len(aligned.strata) > 1:
             return None
-        first, second = aligned[0]
+        first, second = aligned.scores
         if not np.isin(np.concatenate([first, second]), (0.0, 1.0)).all():
             return None
         return mcnemar(int(np.sum(first > second)), int(np.sum(first < second)))
@@ -230,10 +279,8 @@ def _signature(items: Items) -> int:
     return hash((items.domain.tobytes(), items.item.tobytes(), items.weight.tobytes()))
 
 
-def _align(
-    of_terms: Sequence[Sequence[_Scored]],
-) -> tuple[list[np.ndarray], np.ndarray, list[np.ndarray]] | None:
-    """Of each term its scores, averaged over seeds, on the items that all have; their weights; the strata's masks."""
+def _align(of_terms: Sequence[Sequence[_Scored]]) -> _Aligned | None:
+    """None where the terms have no items in common, or weigh them differently."""
     found = [one for seeds in of_terms for one in seeds]
     kept = [one.items for one in found if one.items is not None]
     if len(kept) < len(found) or len({one.by_domain for one in found}) > 1:
@@ -250,28 +297,28 @@ def _align(
         orders = [np.argsort(key)[place] for key, place in zip(keys, places, strict=True)]
     else:
         orders = [np.arange(len(kept[0].score))] * len(kept)
-    weight, domain = kept[0].weight[orders[0]], kept[0].domain[orders[0]]
+    weight, domain, item = (getattr(kept[0], name)[orders[0]] for name in ("weight", "domain", "item"))
     if any(not np.array_equal(items.weight[order], weight) for items, order in zip(kept, orders, strict=True)):
         return None
     scores = iter([items.score[order] for items, order in zip(kept, orders, strict=True)])
     means = [np.mean([next(scores) for _ in seeds], axis=0) for seeds in of_terms]
-    if not found[0].by_domain:
-        return means, weight, [np.full(len(weight), True)]
-    return means, weight, [domain == name for name in np.unique(domain)]
+    by_domain = found[0].by_domain
+    strata = [domain == name for name in np.unique(domain)] if by_domain else [np.full(len(weight), True)]
+    return _Aligned(means, weight, item, strata)
 
 
 def _stratum(
     kind: str, total: np.ndarray, weight: np.ndarray, extremes: Sequence[float]
-) -> tuple[float, float, float] | None:
-    """Mean, the centre of its interval and its squared error; None where too few items tell of no error."""
+) -> tuple[float, float, float, np.ndarray] | None:
+    """Mean, centre of its interval, its squared error, and the items apart from it; None for too few to tell."""
     n = len(total)
     if kind == "share":
         padded = np.concatenate([total, extremes])
-        return float(total.mean()), float(padded.mean()), float(padded.var()) / (n + 2)
+        return float(total.mean()), float(padded.mean()), float(padded.var()) / (n + 2), total - total.mean()
     if n < 2:
         return None
     mean = float(total.sum() / weight.sum()) if kind == "perplexity" else float(total.mean())
     apart = (total - mean * weight) / weight.mean() if kind == "perplexity" else total - mean
     # What rounding alone sets apart is equal: a tiny variance would be a certainty.
     equal = np.max(np.abs(apart)) <= 1e-9 * abs(mean)
-    return mean, mean, 0.0 if equal else float(np.var(apart, ddof=1)) / n
+    return mean, mean, 0.0 if equal else float(np.var(apart, ddof=1)) / n, apart

@@ -1,6 +1,8 @@
 """Item by item, scores whose items are told in the detail of a task's samples, so that cells pair on them.
 
 - Drift at a stretch of positions is the mean over texts of a text's mean there: the items are the texts that reach it.
+- The curve of drift over positions as a whole, text by text: its area (the mean over the text's positions) and its slope
+  (least squares, per ten positions; of texts of at least eight, since two positions of a short one would be all of it).
 - Expected calibration error, the mean over questions of their bin's |gap|, is also the mean of ``sign of the bin's gap
   x (confidence - outcome)``: the items are these (Guo et al. 2017, equation 3). The signs are held, as the delta method
   holds them; where a bin's gap is near 0 that makes the error of a difference a little too small.
@@ -21,6 +23,8 @@ from reports.numbers.load import Panel, Row
 from reports.numbers.probes import CALIBRATION_ERROR, DRIFT
 from reports.numbers.statistics import Items, Part
 
+AREA, SLOPE = "js_area", "js_slope"  # metrics of the curve
+LEAST_POSITIONS = 8
 BINS = 15  # as of tasks.probes.confidence
 Sample = tuple[str, str, str, float]  # task, domain, item, score
 _COLUMNS = ("task", "domain", "item", "detail")
@@ -72,6 +76,12 @@ def _of_drift(texts: Sequence[tuple[str, Mapping[str, Any]]], spans: Sequence[st
         for item, detail in texts:
             if part := detail.get("js", [])[first - 1 : last]:
                 yield f"{DRIFT}/js", span, item, float(np.mean(part))
+    for item, detail in texts:
+        curve = np.array(detail.get("js", ()), dtype=np.float64)
+        if len(curve):
+            yield f"{DRIFT}/{AREA}", "", item, float(curve.mean())
+        if len(curve) >= LEAST_POSITIONS:
+            yield f"{DRIFT}/{SLOPE}", "", item, 10 * float(np.polyfit(np.arange(len(curve)), curve, 1)[0])
 
 
 def _of_calibration(questions: Sequence[tuple[str, Mapping[str, Any]]]) -> Iterator[Sample]:

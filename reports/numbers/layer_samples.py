@@ -9,7 +9,8 @@ averaged over them, and its uncertainty comes from what was sampled.
   of the jackknife (Tukey 1958). Cells that were given the same tokens pair part by part; all layers share the tokens,
   so a part is averaged over layers first.
 - Distances between the weights of merged experts are exact; what is sampled is the groups that come to be merged. The
-  samples are groups, each with the mean over its pairs, layer by layer: pairs of one group share an expert.
+  samples are groups, each with the mean over its pairs, layer by layer: pairs of one group share an expert. The pairs
+  of experts drawn at random from the same layer, which they are set beside, are samples of their own.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,6 +33,7 @@ NO_MORE = {
     "diagnostics=layers gets one that holds the samples behind them)",
 }
 _OF_PAIRS = ("distance", "aligned_distance", "overlap")
+RANDOM_PAIRS = "average_"  # before the name of what was measured on pairs drawn at random
 
 Samples = tuple[str, str, str, float]  # task, domain, item, score
 
@@ -56,7 +58,7 @@ def unit_of(part: Part, rows: Sequence[Row]) -> str:
     known = [samples_of_each(part, items) for row in rows for items in row.items]
     if not known or any(items is None for items in known):
         return LAYERS
-    return GROUPS if part.metric in _OF_PAIRS else PARTS
+    return GROUPS if part.metric.removeprefix(RANDOM_PAIRS) in _OF_PAIRS else PARTS
 
 
 def of_layers(part: Part, row: Row) -> dict[str, float]:
@@ -111,3 +113,5 @@ def _of_groups(layers: Mapping[str, Mapping[str, Any]]) -> Iterator[Samples]:
         for metric in _OF_PAIRS if len(groups) else ():
             for group in np.unique(groups):
                 yield _task(metric), layer, f"group {group}", float(np.mean(np.array(numbers[metric])[groups == group]))
+            for place, value in enumerate(numbers.get(f"{RANDOM_PAIRS}{metric}", ())):
+                yield _task(f"{RANDOM_PAIRS}{metric}"), layer, f"pair {place}", float(value)

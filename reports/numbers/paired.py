@@ -25,6 +25,7 @@ class Comparison:
     that comes from the spread over seeds, which more items do not shrink. ``n`` items stand behind it. ``exact`` holds
     the one-sided p-values against 0 (that it is greater, that it is less) where an exact test gives them; other tests
     are Student's. ``seeds`` counts the seeds of each cell; ``paired`` says whether the effect was taken item by item.
+    ``plain`` holds the interval of independent items where items share a template and that made the error larger.
     """
 
     effect: float
@@ -37,6 +38,7 @@ class Comparison:
     seed_error: float = 0.0
     paired: bool = True
     exact: tuple[float, float] | None = None
+    plain: tuple[float, float] | None = None
 
     def p_above(self, threshold: float = 0.0) -> float:
         """One-sided: small where the effect is greater than the threshold."""
@@ -50,6 +52,11 @@ class Comparison:
             return self.exact[1]
         return self._tail(threshold - self.effect)
 
+    def p_within(self, margin: float) -> float:
+        """The larger of two one-sided tests, that the effect is above ``-margin`` and below ``margin`` (Schuirmann,
+        Journal of Pharmacokinetics and Biopharmaceutics 15, 1987): small where it lies inside."""
+        return max(self.p_above(-margin), self.p_below(margin))
+
     @property
     def p(self) -> float:
         """Two-sided, against no effect."""
@@ -57,7 +64,7 @@ class Comparison:
 
     def _tail(self, distance: float) -> float:
         if self.error > 0:
-            return float(stdtr(self.df, -distance / self.error))
+            return float(stdtr(self.df, -distance / self.error)) if math.isfinite(self.error) else 1.0
         # All items agree: the chance that as many fair coins fall alike (the sign-flip test's smallest p-value).
         return 0.5**self.n if distance > 0 else 1.0
 
@@ -124,7 +131,7 @@ def interval(
     effect: float, error: float, df: float, centre: float | None = None, bounds: tuple[float, float] | None = None
 ) -> tuple[float, float]:
     """95 %: ``centre`` (the effect, unless the error belongs to a shrunken one) +- t * error, cut at the bounds."""
-    middle, half = effect if centre is None else centre, float(stdtrit(df, 1 - ALPHA / 2)) * error
+    middle, half = effect if centre is None else centre, float(stdtrit(df, 1 - ALPHA / 2)) * error if error else 0.0
     low, high = min(middle - half, effect), max(middle + half, effect)
     return (low, high) if bounds is None else (max(low, bounds[0]), min(high, bounds[1]))
 
@@ -132,7 +139,7 @@ def interval(
 def satterthwaite(variances: Sequence[float], dfs: Sequence[float]) -> float:
     """Degrees of freedom of a sum of independent variance estimates (Biometrics Bulletin 2, 1946)."""
     total = sum(variances)
-    if total <= 0:
+    if total <= 0 or not math.isfinite(total):
         return math.inf
     spread = sum((variance / total) ** 2 / df for variance, df in zip(variances, dfs, strict=True) if variance > 0)
     return 1 / spread if spread > 0 else math.inf
