@@ -7,7 +7,7 @@ from fractions import Fraction
 from harness.contracts.composition import compose
 from harness.contracts.method import Decision, Method
 from harness.contracts.plan import CompressionPlan
-from harness.contracts.search import search_of
+from harness.contracts.search import searching
 from harness.contracts.shape import MoeShape
 from harness.contracts.statistics import Statistics, restricted
 from harness.errors import WinnowError
@@ -31,7 +31,7 @@ class Chain:
 
     def __post_init__(self) -> None:
         self._share()
-        if search_of(self.first) or search_of(self.second):
+        if searching(self.first) or searching(self.second):
             raise WinnowError(f"method '{self.name}': allocation=evoesap is not for a stage of another method")
 
     def _share(self) -> Fraction:

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from harness.contracts.method import Decision
+from harness.contracts.method import Decision, SearchReport
 from harness.contracts.plan import CompressionPlan, prune
-from harness.contracts.search import Kept, Overlap, SearchReport
+from harness.contracts.search import Kept, Overlap
 from harness.contracts.shape import MoeShape
 from harness.contracts.statistics import Statistics
 from harness.errors import WinnowError

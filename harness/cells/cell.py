@@ -26,6 +26,7 @@ from harness.checkpoints.quantize import Quantization
 from harness.checkpoints.skipping import SECTION as SKIPPING
 from harness.checkpoints.skipping import Skip
 from harness.contracts.method import Method, Schedule
+from harness.contracts.search import searching
 from harness.contracts.shape import MoeShape
 from harness.contracts.statistics import ROUTER_SCORES, SAMPLED
 from harness.contracts.task import Task
@@ -83,7 +84,7 @@ class Cell:
 
     @property
     def reads_text(self) -> bool:
-        return bool(self.method.requires) or self.skip is not None
+        return bool(self.method.requires) or self.skip is not None or searching(self.method) is not None
 
     @property
     def identity(self) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -122,7 +123,7 @@ def prepare(config: DictConfig, also: frozenset[str] = frozenset()) -> Cell:
     plain["suite"] = with_data(plain["suite"])
     tasks = tasks_of(plain)
     plain["backend"] = _backend(plain, folder, model_config if skip is None else model_config | {SKIPPING: {}}, tasks)
-    reads_text = bool(method.requires) or skip is not None
+    reads_text = bool(method.requires) or skip is not None or searching(method) is not None
     said = {
         "model": model_name(config.model),
         "method": method.name,
@@ -259,6 +260,8 @@ def limits(config: DictConfig, method: Method, family: Family, model_config: Map
         raise WinnowError("lower_top_k=true does not go with a group-limited router")
     if family.fixed_top_k:
         raise WinnowError(f"lower_top_k=true does not go with a {family.model_type} model, whose router has one top-k")
+    if searching(method) is not None:
+        raise WinnowError("lower_top_k=true does not go with allocation=evoesap, which runs the routers as they are")
     if SAMPLED & set(method.requires):
         raise WinnowError(f"lower_top_k=true does not go with method={method.name}, which runs the router as it is")
     return family.with_top_k(model_config, 1)

@@ -18,6 +18,7 @@ from harness.calibration.gate_ratios import gate_ratio_counts
 from harness.calibration.streamed import Model, open_for_pass
 from harness.cells.cell import Cell
 from harness.cells.evaluate import Clock
+from harness.cells.search import check_whole, with_budget
 from harness.checkpoints.active import choose_fewer
 from harness.checkpoints.apply_plan import apply_plan
 from harness.checkpoints.config import read_config
@@ -73,6 +74,7 @@ def decide(cell: Cell, so_far: Path, root: Path, clock: Clock) -> tuple[Decision
 
     ``so_far`` holds what the rounds before have left while a round looks at it.
     """
+    check_whole(cell, how_to_open(cell.config))
     try:
         with alone_on(cell.config["model"]["device"]):
             return _rounds(cell, so_far, root, clock)
@@ -122,9 +124,10 @@ def _rounds(cell: Cell, so_far: Path, root: Path, clock: Clock) -> tuple[Decisio
         with clock.stage("calibration"):
             statistics, collected = _statistics(cell, model, fingerprint, wanted, root)
         intact = intact or collected
+        limited = replace(statistics, top_k=cell.shape.top_k)
+        method, search = with_budget(cell, limited, ratio, _opener(cell, model, root), root, clock)
         with clock.stage("plan"):
-            limited = replace(statistics, top_k=cell.shape.top_k)
-            found = cell.method.decide(limited, ratio, cell.config["seed"])
+            found = replace(method.decide(limited, ratio, cell.config["seed"]), search=search)
             decision = cell.schedule.joined(decision, found)
     assert decision is not None  # a schedule has at least one round
     return decision, intact
@@ -191,7 +194,7 @@ def _skip_experts(cell: Cell, checkpoint: Path, root: Path) -> dict[int, Thresho
 
 
 def _decision_files(decision: Decision, method: str, folder: Path) -> dict[Path, bytes]:
-    """plan.json and saliency.json: why each expert was kept, or into which group it went."""
+    """plan.json and saliency.json: why each expert was kept, into which group it went, and what a search found."""
     why: dict[str, Any] = {"method": method}
     if decision.saliency is not None:
         why["layers"] = {str(layer): [float(v) for v in values] for layer, values in decision.saliency.items()}
@@ -199,6 +202,8 @@ def _decision_files(decision: Decision, method: str, folder: Path) -> dict[Path,
             why["largest_goes"] = True
     if decision.groups is not None:
         why["groups"] = {str(layer): list(labels) for layer, labels in decision.groups.items()}
+    if decision.search is not None:
+        why |= decision.search.to_json()
     return {
         **plan_files(decision.plan, folder),
         folder / "saliency.json": json.dumps(why).encode(),

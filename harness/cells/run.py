@@ -144,6 +144,7 @@ def _compute(cell: Cell, folder: Path, root: Path, tracker: Tracker | None) -> t
         plan=plan_summary(plan, cell.shape.width, {layer: asdict(one) for layer, one in made.thresholds.items()}),
         expert_usage=made.usage,
         contamination=contained,
+        search={} if made.decision.search is None else made.decision.search.to_json(),
     )
     return record, evaluation.samples
 

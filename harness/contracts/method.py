@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -12,17 +12,37 @@ from harness.contracts.statistics import Statistics
 
 
 @dataclass(frozen=True)
+class SearchReport:
+    """How many experts each layer keeps by a search (``counts``), which looked at so many budgets (``evaluations``).
+
+    ``fitness`` is the overlap (``harness.contracts.search``) of what was found, ``uniform`` that of as many experts in
+    every layer.
+    """
+
+    counts: dict[int, int]
+    evaluations: int
+    fitness: float
+    uniform: float
+
+    def to_json(self) -> dict[str, Any]:
+        counts = {str(layer): count for layer, count in self.counts.items()}
+        found = {"evaluations": self.evaluations, "fitness": self.fitness, "uniform": self.uniform}
+        return {"counts": counts, **found}
+
+
+@dataclass(frozen=True)
 class Decision:
     """A plan and why: ``saliency`` (layer -> (E,), pruning) or ``groups`` (layer -> E labels, merging).
 
     The expert of the lowest saliency goes first, or with ``largest_goes`` that of the largest. The label of an old
-    expert is the index of its new expert in the plan.
+    expert is the index of its new expert in the plan. ``search`` is there where the budget was searched.
     """
 
     plan: CompressionPlan
     saliency: dict[int, np.ndarray] | None = None
     groups: dict[int, list[int]] | None = None
     largest_goes: bool = False
+    search: SearchReport | None = None
 
 
 class Method(Protocol):

@@ -68,6 +68,7 @@ class Record:
     ``method_version`` and ``task_versions`` (task -> version) tell by which behaviour of the method and of each task
     the numbers came about; ``was`` holds the ids that the cell had before; ``samples_sha256`` is that of the file of
     its samples; ``taken_from`` names the output folder that an uncompressed model's record was taken from, if any.
+    ``search`` is what a searched budget found (``SearchReport``), empty for any other.
     """
 
     cell: dict[str, Any]
@@ -88,6 +89,7 @@ class Record:
     samples_sha256: str = ""
     not_measured: dict[str, str] = field(default_factory=dict)
     taken_from: str = ""
+    search: dict[str, Any] = field(default_factory=dict)
     version: int = RECORD_VERSION
 
     def stages(self) -> list[str]:

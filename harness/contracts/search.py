@@ -1,11 +1,10 @@
 """What a searched budget asks of the model before its method decides."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from fractions import Fraction
-from typing import Protocol
+from typing import Protocol, cast
 
-from harness.contracts.method import Method
+from harness.contracts.method import Method, SearchReport
 from harness.contracts.shape import MoeShape
 from harness.contracts.statistics import Statistics
 
@@ -16,19 +15,6 @@ Kept = Mapping[int, Sequence[int]]
 # mean over the positions of the text of sum over the vocabulary of min(p, q), 1 where nothing has changed. One number
 # for each of the Kept, which are looked at together.
 Overlap = Callable[[Sequence[Kept]], list[float]]
-
-
-@dataclass(frozen=True)
-class SearchReport:
-    """How many experts each layer keeps by the search (``counts``), which looked at so many budgets (``evaluations``).
-
-    ``fitness`` is the overlap of what was found, ``uniform`` that of equally many in every layer.
-    """
-
-    counts: dict[int, int]
-    evaluations: int
-    fitness: float
-    uniform: float
 
 
 class Search(Protocol):
@@ -43,10 +29,10 @@ class Search(Protocol):
 
 
 class SearchingMethod(Method, Protocol):
-    """A method whose budget is searched, unless ``search`` is None: it decides once ``with_budget`` has found one."""
+    """A method whose budget is searched: it decides once ``with_budget`` has found one."""
 
     @property
-    def search(self) -> Search | None: ...
+    def search(self) -> Search: ...
 
     def with_budget(
         self, statistics: Statistics, shape: MoeShape, ratio: Fraction, seed: int, overlap: Overlap
@@ -55,6 +41,7 @@ class SearchingMethod(Method, Protocol):
         ...
 
 
-def search_of(method: Method) -> Search | None:
-    """What the method asks for, if it asks for a search."""
-    return getattr(method, "search", None)
+def searching(method: Method) -> SearchingMethod | None:
+    """The method itself where it asks for a search."""
+    asks = getattr(method, "search", None) is not None
+    return cast(SearchingMethod, method) if asks else None
