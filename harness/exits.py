@@ -18,6 +18,8 @@ def explain(error: BaseException | None) -> str | None:
     while error is not None:
         if isinstance(error, WinnowError):
             return str(error)
+        if isinstance(error, OmegaConfBaseException) and isinstance(cause := _first(error), WinnowError):
+            return str(cause)  # of a resolver of ours
         # What an override that cannot be read was caused by says less than the error itself.
         itself = error.__cause__ is None or isinstance(error, OverrideParseException)
         if isinstance(error, HydraException | OmegaConfBaseException) and itself:
@@ -28,6 +30,13 @@ def explain(error: BaseException | None) -> str | None:
             return " ".join(str(error).split())  # of an override that it cannot read
         error = error.__cause__
     return None
+
+
+def _first(error: BaseException) -> BaseException:
+    """What an error was raised while handling, to the first."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return error
 
 
 def _raised_in(error: BaseException) -> str:

@@ -15,8 +15,8 @@ from transformers import (
 )
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
-from harness.reference.data import Recipe
 from harness.reference.experts import routed_experts
+from harness.reference.recipe import Recipe
 
 # DeepSeek-V3's technical report (arXiv 2412.19437), section 4.2: how fast the correction bias moves a step, and the
 # share of training after which it stands still (14.3 of 14.8 trillion tokens).

@@ -26,8 +26,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from harness.files import write_files
 from harness.reference import MODEL_FOLDER
-from harness.reference.data import Batch, Recipe, attention_mask, chunk_rows, collate, train_tokenizer
+from harness.reference.data import Batch, attention_mask, chunk_rows, collate, train_tokenizer
 from harness.reference.models import balance_loss, build_model, move_bias, routers, watch_routers
+from harness.reference.recipe import Recipe
 from harness.reference.variants import LOG_FOLDER, PANEL_FOLDER, VARIANTS, recipe_of, weights_folder
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from harness.errors import WinnowError
 from harness.reference import MODEL_FOLDER
-from harness.reference.data import Recipe
+from harness.reference.recipe import Recipe
 
 # Weights and states of training, ignored by git; the DeepSeek-style model is the only one that is committed.
 PANEL_FOLDER = Path(".panel")

@@ -10,8 +10,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from harness.errors import WinnowError
 from harness.reference import data, train
-from harness.reference.data import Document, Recipe
+from harness.reference.data import Document
 from harness.reference.experts import routed_experts
+from harness.reference.recipe import Recipe
 from harness.reference.variants import VARIANTS, panel_model, recipe_of
 from tests.tiny import tiny_model
 
