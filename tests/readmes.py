@@ -75,6 +75,8 @@ RUN = {
     "winnow model=qwen3_30b_a3b calibration=evol_codealpaca suite=none dry_run=true": "30.53 B",
     "winnow method=frequency ratio=0.5 allocation=global suite=none dry_run=true": "64.9%",
     "winnow method=frequency ratio=0.5 allocation=list method.experts=[76,52] suite=none dry_run=true": "64.9%",
+    "winnow method=reap ratio=0.5 allocation=evoesap suite=none dry_run=true": "at most 69 forwards of 64 sequences",
+    "winnow method=reap ratio=0.5 allocation=evoesap method.search.population=32 method.search.generations=50 suite=none dry_run=true": "at most 1,405 forwards of 64 sequences",
     "winnow-report results/routing --out DIR": "report written to",
     "winnow-report claims results/claims": "10 holds, 2 does not hold, 8 undecided, 0 not tested",
     "winnow-report migrate DIR": "of 4 records",
@@ -83,7 +85,7 @@ RUN = {
 RUN_SLOWLY = (
     "winnow method=reap ratio=0.5 calibration=code",
     "winnow -m method=reap,hc_smoe ratio=0.25,0.5 calibration=code,math",
-    "winnow -m method=reap,hc_smoe ratio=0.25,0.5 calibration=code,math launcher=joblib hydra.launcher.n_jobs=2",
+    "winnow -m method=reap,hc_smoe ratio=0.25,0.5 calibration=code,math launcher=joblib launcher.n_jobs=2",
     "winnow -m method=coverage ratio=0.25,0.5 calibration=mixed quantize=none,int4",
     "winnow -m method=reap ratio=0.5 active=null,4",
     "winnow method=reap_coverage method@method.first=frequency method@method.second=random_channels method.split=0.25",

@@ -39,36 +39,34 @@ from harness.checkpoints.hub import local_folder
 from harness.checkpoints.layout import layer_layouts
 from harness.checkpoints.skipping import SECTION as SKIPPING
 from harness.contracts.method import Method
+from harness.contracts.search import searching
 from harness.contracts.task import Task
 from harness.errors import WinnowError
 from harness.text import aligned, human
 
 LADDER = ("0.125", "0.25", "0.375", "0.5")
 MANY = 10**12  # tokens to write, where it cannot be counted: worth the start of any engine
-# Bytes of the checkpoints of the cells that this process has shown.
-_shown: list[int] = []
 
 
-def show(config: DictConfig, of_sweep: frozenset[str] | None = None) -> None:
-    """Print the report of the cell; of a single one also what other ratios would leave.
+def show(config: DictConfig) -> None:
+    """Print the report of the cell, and what other ratios would leave.
 
-    ``of_sweep`` names the statistics that the cell's sweep needs; None outside of one.
-    Raises WinnowError where the real run would before it loads a weight; for a ratio of a single cell that does not
-    fit, after the report.
+    Raises WinnowError where the real run would before it loads a weight; for a ratio that does not fit, after the
+    report.
     """
-    text, refusal = report(config, of_sweep)
+    text, refusal = report(config)
     print(text, flush=True)
-    if refusal and of_sweep is None:
+    if refusal:
         raise WinnowError(refusal)
 
 
-def report(config: DictConfig, of_sweep: frozenset[str] | None = None) -> tuple[str, str]:
+def report(config: DictConfig) -> tuple[str, str]:
     """The report, and why the ratio that was asked for is refused (empty where it is not)."""
     plain = resolved(config, within="model.")
     model, source = anatomy(plain["model"])
     method, quantization = method_of(config), quantization_of(config)
     asked = str(config.ratio)
-    ratios = [asked] if of_sweep is not None or method.name == "none" else sorted({*LADDER, asked}, key=_number)
+    ratios = [asked] if method.name == "none" else sorted({*LADDER, asked}, key=_number)
     sizes = {ratio: after(model, method, ratio, config, quantization) for ratio in ratios}
     left = sizes[asked]
     refusal = left if isinstance(left, str) else ""
@@ -76,14 +74,14 @@ def report(config: DictConfig, of_sweep: frozenset[str] | None = None) -> tuple[
     with_quantization = "" if quantization is None else f" quantize={quantization.label}"
     skips = plain["skip"]["name"] != "none"
     uncompressed = method.name == "none" and quantization is None and config.active is None and not skips
-    found = _stages(plain, model, method, left, of_sweep or frozenset(), uncompressed)
+    found = stages_of(plain, model, method, left, frozenset(), uncompressed)
     blocks = [
         title,
         aligned(_architecture(model)),
         f"method={method.name}{with_quantization}\n{aligned(_sizes(model, sizes))}",
         aligned([("stage", "memory", "of which"), *map(_row, found)]),
         *_devices(plain, model, found),
-        _disk(plain, 0 if uncompressed or isinstance(left, str) else left[1], of_sweep is not None),
+        _disk(plain, 0 if uncompressed or isinstance(left, str) else left[1]),
     ]
     return "\n\n".join(blocks) + "\n", refusal
 
@@ -121,9 +119,10 @@ def _sizes(model: Anatomy, sizes: Mapping[str, After]) -> list[Sequence[str]]:
     return rows
 
 
-def _stages(
+def stages_of(
     plain: Mapping[str, Any], model: Anatomy, method: Method, asked: After, of_sweep: frozenset[str], uncompressed: bool
 ) -> list[Stage]:
+    """The stages of the cell in their order. ``of_sweep`` names the statistics that its sweep needs besides."""
     settings, dtype = plain["calibration"], plain["model"]["dtype"]
     names = wanted_statistics(settings["statistics"], method.requires, of_sweep)
     statistics = statistics_bytes(model, names) if method.requires else 0
@@ -131,6 +130,8 @@ def _stages(
         found = stages.calibration(settings, model, dtype, statistics)
     else:
         found = [Stage("calibration", f"method {method.name} reads no statistics")]
+    if (asking := searching(method)) is not None:
+        found.append(stages.search(settings, model, dtype, asking.search))
     found += [stages.decide(model, statistics), stages.apply(model)]
     return found + _evaluations(plain, model, model if isinstance(asked, str) else asked[0], uncompressed)
 
@@ -189,16 +190,12 @@ def _devices(plain: Mapping[str, Any], model: Anatomy, found: Sequence[Stage]) -
     return ["\n".join(lines)]
 
 
-def _disk(plain: Mapping[str, Any], checkpoint: int, in_sweep: bool) -> str:
-    """What checkpoints need of the disk, what is free, and which of them stay."""
-    _shown.append(checkpoint)
+def _disk(plain: Mapping[str, Any], checkpoint: int) -> str:
+    """What the checkpoint needs of the disk, what is free, and whether it stays."""
     folder = Path(plain["output_dir"]).expanduser().resolve()
     there = next(path for path in (folder, *folder.parents) if path.is_dir())
-    needed = f"disk: {human(checkpoint)} for this cell's checkpoint"
-    if in_sweep:
-        needed += f", {human(sum(_shown))} for those of the {len(_shown)} cells that this process has shown so far"
     free = human(shutil.disk_usage(there).free)
-    return f"{needed}; {free} are free; keep_checkpoint={str(plain['keep_checkpoint']).lower()}"
+    return f"disk: {human(checkpoint)} for this cell's checkpoint; {free} are free; keep_checkpoint={str(plain['keep_checkpoint']).lower()}"
 
 
 def _number(ratio: str) -> Fraction:

@@ -79,12 +79,17 @@ def checkpoint_bytes(config: DictConfig) -> int:
     if method.name == "none" and quantization is None and config.active is None and config.skip.name == "none":
         return 0
     node: Any = OmegaConf.to_container(config.model, resolve=True)
-    left = after(_anatomy_once(json.dumps(node, sort_keys=True)), method, str(config.ratio), config, quantization)
+    left = after(anatomy_once(node), method, str(config.ratio), config, quantization)
     return 0 if isinstance(left, str) else left[1]
 
 
+def anatomy_once(node: Mapping[str, Any]) -> Anatomy:
+    """``anatomy`` of a model, read once a process."""
+    return _anatomy_of_text(json.dumps(node, sort_keys=True))
+
+
 @lru_cache(maxsize=8)
-def _anatomy_once(node: str) -> Anatomy:
+def _anatomy_of_text(node: str) -> Anatomy:
     return anatomy(json.loads(node))[0]
 
 

@@ -1,13 +1,15 @@
 """Is there room on the disk for the checkpoints of a sweep? ``keep_checkpoint=auto`` asks when a cell is scored."""
 
 import logging
+import os
 import shutil
 from pathlib import Path
 
-from harness.cells.sweep import cells_left
 from harness.checkpoints.weight_files import weight_files
 
 log = logging.getLogger(__name__)
+
+CELLS_LEFT = "WINNOW_CELLS_LEFT"  # environment: how many cells a sweep has to do besides the one at work here
 
 
 def keeps_checkpoint(setting: bool | str, model: Path, folder: Path) -> bool:
@@ -18,7 +20,8 @@ def keeps_checkpoint(setting: bool | str, model: Path, folder: Path) -> bool:
     """
     if setting != "auto":
         return bool(setting)
-    needed = cells_left() * sum(path.stat().st_size for path in weight_files(model).files)
+    left = int(os.environ.get(CELLS_LEFT, 0))
+    needed = left * sum(path.stat().st_size for path in weight_files(model).files)
     free = shutil.disk_usage(folder).free
     if needed > free:
         log.info(

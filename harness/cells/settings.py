@@ -182,6 +182,20 @@ class _Suite(_Checked, total=False):
     tasks: dict[str, _Task]
 
 
+class _Search(_Checked, total=False):
+    population: Annotated[Count | None, "evoesap: budgets of a round; null: 2 a layer, within 12 to 32"]
+    generations: Annotated[Count | None, "evoesap: rounds; null: 2 a layer, within 8 to 50"]
+    elite: Annotated[Count | None, "evoesap: best budgets so far, from which the others of a round are made; null: 4"]
+    max_delta: Annotated[Count | None, "evoesap: experts that a layer hands to another at once, at most; null: 4"]
+    max_steps: Annotated[Count | None, "evoesap: times that this happens to a budget, at most; null: 3"]
+    samples: Annotated[Count | None, "evoesap: token sequences of the corpus, evenly spaced; null: 64"]
+    even: Annotated[bool | None, "evoesap: true: every layer keeps an even number of experts"]
+
+
+class _Method(_Checked, total=False):
+    search: _Search
+
+
 class _Schedule(_Checked, total=False):
     name: Name
     rounds: Annotated[Count, "calibrations, each on what the rounds before have left"]
@@ -258,6 +272,14 @@ class _Data(_Checked, total=False):
     ]
 
 
+class _Resources(_Checked, total=False):
+    gpus: Annotated[Annotated[int, Field(ge=0)] | None, "a job; null: what the dry run finds"]
+    cpus: Annotated[Count | None, "cores of a job; null: 1"]
+    memory_gib: Annotated[Positive | None, "of the host, for a job; null: what the dry run finds"]
+    minutes: Annotated[Positive | None, "of a job; null: a rough estimate"]
+    gpu_gb: Annotated[Positive, "memory of one GPU, by which the dry run counts GPUs"]
+
+
 class Settings(_Checked, total=False):
     """The whole configuration."""
 
@@ -296,13 +318,15 @@ class Settings(_Checked, total=False):
         bool,
         "true: versions of Python, torch, transformers and vLLM are part of what a cell is, not only recorded",
     ]
+    resources: _Resources
+    report: Annotated[bool, "whether a sweep ends with its report (as `winnow-report` writes it)"]
     progress: Annotated[bool, "progress bars"]
     dry_run: Annotated[
         bool, "true: print experts, sizes and the memory of each stage; no weight is read, nothing is written"
     ]
     model: _Model
     calibration: _Calibration
-    method: dict[str, Any]
+    method: _Method
     schedule: _Schedule
     skip: _Skip
     quantize: _Quantize

@@ -6,7 +6,6 @@ write into the same part (``allocation`` writes into that of ``method``) are com
 cell the result is compared with Hydra's own.
 """
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 

@@ -8,46 +8,26 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
 
-from harness.claims import Busy, claimed
+from harness.cells.room import CELLS_LEFT
+from harness.claims import JOB, Busy, claimed
 from harness.errors import WinnowError
 from harness.exits import explain
 from harness.sweeps.graph import Job
+from harness.sweeps.state import Outcome, State, cells_left, log_file, note
 
 log = logging.getLogger(__name__)
 
-# busy: another launcher is at work on it. missing: what it needs is not there.
-State = Literal["waiting", "running", "done", "failed", "busy", "missing"]
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """``gpu_seconds``: seconds times GPUs that the job had. ``peak_memory_gib`` is of the host, of the largest process.
-
-    ``message`` says why where it is not done."""
-
-    state: State
-    message: str = ""
-    host: str = ""
-    seconds: float = 0.0
-    gpu_seconds: float = 0.0
-    peak_memory_gib: float = 0.0
-    started: str = ""
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 def is_done(job: Job, root: Path) -> bool:
-    """Whether what the job makes is there."""
+    """Whether what the job makes is there, whatever ``again`` says."""
     if not job.outputs or not all((root / output).is_file() for output in job.outputs):
         return False
-    if job.kind == "calibrate":
+    if job.kind == "calibrate" and job.outputs[0].endswith(".json"):
         from harness.calibration.cache import has_statistics
 
         return has_statistics((root / job.outputs[0]).parent, frozenset(job.statistics))
@@ -59,47 +39,60 @@ def missing_inputs(job: Job, jobs: Mapping[str, Job], root: Path) -> list[str]:
     return [jobs[key].label for key in job.needs if not is_done(jobs[key], root)]
 
 
-def run_job(job: Job, needs: Mapping[str, Job], root: str, log_file: str = "") -> Outcome:
-    """Run one job; ``needs`` are those that it needs, ``root`` is the output folder.
+def run_job(job: Job, needed: Mapping[str, Job], root: str, sweep: str) -> Outcome:
+    """Run one job in the output folder ``root``, and note in the folder ``sweep`` what becomes of it.
 
-    An error that belongs to the job becomes its outcome: engines see exceptions of their own alone.
+    ``needed`` has the jobs that it needs. An error that belongs to the job becomes its outcome: engines see exceptions
+    of their own alone.
     """
-    folder, started = Path(root), time.time()
-    with _logging_to(log_file):
-        try:
-            state, message = _run(job, needs, folder)
-        except KeyboardInterrupt:
-            raise
-        except Busy as error:
-            state, message = "busy", str(error)
-        except BaseException as error:
-            line = explain(error)
-            if line is None:
-                log.exception("this job failed")
-                line = f"{type(error).__name__}: {error}"
-            state, message = "failed", line
-    seconds = time.time() - started
-    return Outcome(
-        state,
-        message,
-        socket.gethostname(),
-        seconds,
-        seconds * job.resources.gpus,
-        _peak_memory_gib(),
-        time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
+    folder, notes, started = Path(root), Path(sweep), time.time()
+    here = Outcome(
+        "running",
+        host=socket.gethostname(),
+        started=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
+        engine_id=os.environ.get(JOB, ""),
     )
+    note(notes, job.key, here)
+    os.environ[CELLS_LEFT] = str(max(0, cells_left(notes) - 1))
+    with _logging_to(log_file(notes, job.key)):
+        state, message = _tried(job, needed, folder)
+    seconds = time.time() - started
+    outcome = replace(
+        here,
+        state=state,
+        message=message,
+        seconds=seconds,
+        gpu_seconds=seconds * job.resources.gpus,
+        peak_memory_gib=_peak_memory_gib(),
+    )
+    note(notes, job.key, outcome)
+    return outcome
 
 
-def _run(job: Job, needs: Mapping[str, Job], root: Path) -> tuple[State, str]:
-    if is_done(job, root):
+def _tried(job: Job, needed: Mapping[str, Job], root: Path) -> tuple[State, str]:
+    try:
+        return _run(job, needed, root)
+    except Busy as error:
+        return "busy", str(error)
+    except Exception as error:
+        line = explain(error)
+        if line is None:
+            log.exception("this job failed")
+            line = f"{type(error).__name__}: {error}"
+        log.error("failed: %s", line)
+        return "failed", line
+
+
+def _run(job: Job, needed: Mapping[str, Job], root: Path) -> tuple[State, str]:
+    if is_done(job, root) and not job.again:
         return "done", ""
-    lacking = missing_inputs(job, needs, root)
+    lacking = [needed[key].label for key in job.needs if not is_done(needed[key], root)]
     if lacking and job.kind != "report":
         return "missing", f"it needs {' and '.join(lacking)}, which is not there"
     with claimed(root / "claims" / f"{job.key}.claim", job.label, wait=False):
         _WORK[job.kind](job, OmegaConf.create(dict(job.config)), root)
     if job.outputs and not is_done(job, root):
-        raise WinnowError(f"{job.label} has left no {job.outputs[0]} in {root}: is the folder the same on all machines?")
+        raise WinnowError(f"{job.outputs[0]} is not in {root} now: is that the same folder on all machines?")
     return "done", ""
 
 
@@ -110,9 +103,10 @@ def _baseline(job: Job, config: DictConfig, root: Path) -> None:
 
 
 def _calibrate(job: Job, config: DictConfig, root: Path) -> None:
-    from harness.cells.run import run_calibration
+    from harness.cells.run import run_calibration, run_shard
 
-    run_calibration(config, frozenset(job.statistics))
+    of_part = config.calibration.get("shard") is not None
+    (run_shard if of_part else run_calibration)(config, frozenset(job.statistics))
 
 
 def _cell(job: Job, config: DictConfig, root: Path) -> None:
@@ -122,12 +116,18 @@ def _cell(job: Job, config: DictConfig, root: Path) -> None:
 
 
 def _report(job: Job, config: DictConfig, root: Path) -> None:
-    from reports.cli import report
+    from reports.cli import write_report
 
-    report(root)
+    log.info("report: %s", write_report(root, root / "report"))
 
 
 _WORK = {"baseline": _baseline, "calibrate": _calibrate, "cell": _cell, "report": _report}
+
+
+def say_what_we_do() -> None:
+    """From now on this project's own lines are logged; of libraries their warnings."""
+    for name in ("harness", "methods", "tasks", "reports"):
+        logging.getLogger(name).setLevel(logging.INFO)
 
 
 def _peak_memory_gib() -> float:
@@ -138,23 +138,16 @@ def _peak_memory_gib() -> float:
 
 
 @contextmanager
-def _logging_to(log_file: str) -> Iterator[None]:
-    """Meanwhile what is logged goes into ``log_file`` too."""
-    if not log_file:
-        yield
-        return
-    Path(log_file).parent.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(log_file)
+def _logging_to(file: Path) -> Iterator[None]:
+    """Meanwhile what is logged goes into ``file`` too."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    handler, root = logging.FileHandler(file), logging.getLogger()
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    root = logging.getLogger()
-    before = root.level
+    say_what_we_do()
     root.addHandler(handler)
-    root.setLevel(min(before, logging.INFO) if before else logging.INFO)
     logging.captureWarnings(True)
-    os.environ.setdefault("TQDM_DISABLE", "")
     try:
         yield
     finally:
         root.removeHandler(handler)
-        root.setLevel(before)
         handler.close()
