@@ -43,14 +43,21 @@ def matches(cell: Cell, row: Row) -> bool:
     )
 
 
+# Stages that a record may tell of, by a word of its description or its configuration, and the words for none of it.
+_STAGES = tuple(dict.fromkeys((*STAGES, "refit", "router", "allocation")))
+_NOTHING = ("None", "", "none", "one_shot", "as_is", "uniform")
+# What a method's configuration may lack that was made before there was such a setting: it was made with this.
+_BEFORE = {"constants": False}
+
+
 def _settings_match(wanted: Mapping[str, Any], record: Record) -> bool:
-    for name in STAGES:
+    for name in _STAGES:
         found = _variant(record, name)
         asked = str(wanted.get(name, "none"))
         # A record says more than was asked for: "int4-g8-sym" is an "int4".
         if found != asked and (asked == "none" or not found.startswith(asked)):
             return False
-    found, defaults = record.config.get("method", {}), _method_defaults(record.cell["method"])
+    found, defaults = record.config.get("method", {}), _BEFORE | _method_defaults(record.cell["method"])
     asked_of_method = {key.removeprefix("method."): value for key, value in wanted.items() if key.startswith("method.")}
     # A record from before a setting existed was made with its default.
     return all(found.get(key, defaults.get(key)) == value for key, value in (defaults | asked_of_method).items())
@@ -60,7 +67,7 @@ def _variant(record: Record, name: str) -> str:
     value = record.cell.get(name, record.config.get(name))
     if isinstance(value, Mapping):
         value = value.get("name")
-    return "none" if value in (None, "", "one_shot") else str(value)
+    return "none" if str(value) in _NOTHING else str(value)
 
 
 @cache

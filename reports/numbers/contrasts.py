@@ -195,7 +195,9 @@ class Comparer:
                 over.effect, over.centre, over.n = over.effect + share * mean, over.centre + share * centre, over.n + n
                 over.variances.append(share**2 * variance)
                 over.dfs.append(float(n - 1))
-                wide = [clustered_variance(apart, of) for of in self._clusters_of(aligned.item[mask])] if variance else []
+                wide = (
+                    [clustered_variance(apart, of) for of in self._clusters_of(aligned.item[mask])] if variance else []
+                )
                 clustered.append(max([(share**2 * v, float(df)) for v, df in wide], default=(0.0, float(n - 1))))
         if any(wide > plain for (wide, _), plain in zip(clustered, over.variances, strict=True)):
             over.clustered = clustered

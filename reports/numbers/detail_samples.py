@@ -1,8 +1,8 @@
 """Item by item, scores whose items are told in the detail of a task's samples, so that cells pair on them.
 
 - Drift at a stretch of positions is the mean over texts of a text's mean there: the items are the texts that reach it.
-- The curve of drift over positions as a whole, text by text: its area (the mean over the text's positions) and its slope
-  (least squares, per ten positions; of texts of at least eight, since two positions of a short one would be all of it).
+- The curve of drift over positions as a whole, text by text: its area (the mean over the text's positions) and its
+  slope (least squares, per ten positions; of texts of at least eight, since of two positions it would say nothing).
 - Expected calibration error, the mean over questions of their bin's |gap|, is also the mean of ``sign of the bin's gap
   x (confidence - outcome)``: the items are these (Guo et al. 2017, equation 3). The signs are held, as the delta method
   holds them; where a bin's gap is near 0 that makes the error of a difference a little too small.
@@ -48,6 +48,8 @@ def _with_samples(folder: Path, row: Row) -> Row:
 
 
 def _samples(folder: Path, record: Record) -> Items | None:
+    if not any(score.task in (DRIFT, CALIBRATION_ERROR) for score in record.scores):
+        return None
     for kind in ("records", "baseline"):
         table = RecordStore(folder, kind).read_table(record.cell["id"], _COLUMNS)
         if table is not None:

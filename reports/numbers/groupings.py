@@ -15,6 +15,7 @@ from harness.errors import WinnowError
 from harness.records.store import RecordStore
 from reports.numbers.load import Panel
 
+_LOOKED_AT = 3  # cells: all of a sweep keep their prompts, or none
 Groupings = Mapping[str, tuple[str, ...]]  # item -> what it shares with others: a label in each grouping
 _VARIABLE = re.compile(r"'[^'\n]*'|\"[^\"\n]*\"|\d+(?:\.\d+)?|(?<![.?!:\n] )(?<!^)\b[A-Z][a-z]+\b")
 _FIELD = re.compile(r"^([A-Z][a-z]+): (\S.*)$", re.MULTILINE)
@@ -30,10 +31,10 @@ def labels_of(prompt: str) -> tuple[str, ...]:
 
 
 def read_groupings(folder: Path, panels: Iterable[Panel]) -> Groupings:
-    """From the first cell of each panel whose samples hold prompts; empty where none does."""
+    """From the first cells of each panel, if their samples hold prompts; empty where none do."""
     found: dict[str, tuple[str, ...]] = {}
     for panel in panels:
-        for record in panel.records():
+        for record in panel.records()[:_LOOKED_AT]:
             prompts = _prompts(folder, record.cell["id"])
             if prompts:
                 found |= {item: labels_of(prompt) for item, prompt in prompts if item not in found}
@@ -44,7 +45,7 @@ def read_groupings(folder: Path, panels: Iterable[Panel]) -> Groupings:
 def _prompts(folder: Path, cell: str) -> list[tuple[str, str]]:
     for kind in ("records", "baseline"):
         try:
-            table = RecordStore(folder, kind).read_table(cell, ["item", "prompt"])
+            table = RecordStore(folder, kind).read_table(cell)
         except WinnowError:  # damaged, which is told elsewhere
             continue
         if table is not None and "prompt" in table.column_names:

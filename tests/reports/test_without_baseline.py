@@ -84,10 +84,10 @@ def test_the_csv_has_every_cell_and_no_differences(alone, tmp_path):
 
 
 def test_claims_say_so_and_are_tested_as_far_as_they_can(alone, sweep, tmp_path):
-    printed = write_claims(alone, tmp_path / "claims")
+    printed = write_claims([alone], tmp_path / "claims")
     assert f"model tiny, suite reference, backend hf: {SENTENCE}" in printed
     assert SENTENCE in (tmp_path / "claims.md").read_text()
-    write_claims(sweep, tmp_path / "beside")
+    write_claims([sweep], tmp_path / "beside")
     verdicts, beside = (
         {one["id"]: (one["verdict"], one["p"]) for one in json.loads((tmp_path / f"{name}.json").read_text())}
         for name in ("claims", "beside")
@@ -149,7 +149,7 @@ def test_where_a_baseline_was_measured_is_said(taken, tmp_path):
     results = evaluate(panel)
     for table in (main_table(results, "mixed"), difference_table(results, "mixed"), cost_table(panel)):
         assert table is not None and told in table.note
-    assert told in write_claims(taken, tmp_path / "claims")
+    assert told in write_claims([taken], tmp_path / "claims")
     data = page_data(taken, [results], "")
     assert all(cell["notes"] == [told] for cell in data["cells"])
     baseline = panel.baseline_record()

@@ -84,7 +84,7 @@ def test_a_model_whose_baseline_is_left_out_is_compressed_scored_and_reported(mo
     run(model, tmp_path / "out", "baseline=skip")
     assert f"cell {record.cell['id']} is finished: skipped" in caplog.text
     assert "There is no record of the uncompressed model" in write_report(tmp_path / "out", tmp_path / "r").read_text()
-    assert "not tested" in write_claims(tmp_path / "out", tmp_path / "claims")
+    assert "not tested" in write_claims([tmp_path / "out"], tmp_path / "claims")
 
 
 def test_what_was_left_out_is_measured_once_it_can_be(model, tmp_path, caplog):
