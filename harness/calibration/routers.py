@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,7 @@ class RoutersOf:
         config = model.config.to_dict()
         layers, self._experts = family.moe_layers(config), family.num_experts(config)
         self._routers = {layer: moe_block(model, family, layer).router for layer in layers}
-        self._weights = {layer: _weights(router) for layer, router in self._routers.items()}
+        self._weights = {layer: weights_of(router) for layer, router in self._routers.items()}
 
     @contextmanager
     def keeping(self, kept: Mapping[int, Sequence[int]]) -> Iterator[None]:
@@ -71,29 +71,40 @@ class RoutersOf:
         """
         with ExitStack() as stack:
             for layer, experts in kept.items():
-                weights = self._weights[layer]
-                index = torch.tensor(list(experts), device=next(iter(weights.values())).device)
-                own = {name: self._rows(name, tensor, index) for name, tensor in weights.items()}
-                answer = partial(self._forward, moe_block(self._twin, self._family, layer).router, own, index)
+                twin, weights = moe_block(self._twin, self._family, layer).router, self._weights[layer]
+                answer = restricted(twin, weights, self._family, experts, self._experts)
                 stack.enter_context(forward_replaced(self._routers[layer], answer))
             yield
 
-    def _rows(self, name: str, tensor: Tensor, index: Tensor) -> Tensor:
-        if _leaf(name) in map(_leaf, self._family.router_tensors):
-            return tensor[index]
-        return tensor[..., index] if _leaf(name) in map(_leaf, self._family.router_biases) else tensor
 
-    def _forward(
-        self, router: Any, own: Mapping[str, Tensor], index: Tensor, hidden: Tensor, *biases: Tensor | None
-    ) -> tuple[Tensor, ...]:
+def restricted(
+    router: Any, weights: Mapping[str, Tensor], family: Family, kept: Sequence[int], experts: int
+) -> Callable[..., tuple[Tensor, ...]]:
+    """A forward for a router of ``experts`` experts with these ``weights`` by which it has but the rows ``kept``.
+
+    The code is that of ``router``, another module of the same class, which is changed. Experts are called by their old
+    numbers; the logits of those that are gone are the lowest number there is.
+    """
+    index = torch.tensor(list(kept), device=next(iter(weights.values())).device)
+
+    def rows(name: str, tensor: Tensor) -> Tensor:
+        if _leaf(name) in map(_leaf, family.router_tensors):
+            return tensor[index]
+        return tensor[..., index] if _leaf(name) in map(_leaf, family.router_biases) else tensor
+
+    own = {name: rows(name, tensor) for name, tensor in weights.items()}
+
+    def forward(hidden: Tensor, *biases: Tensor | None) -> tuple[Tensor, ...]:
         """``biases`` lie in the block, which hands them over."""
         left = (None if bias is None else bias[..., index] for bias in biases)
-        named = _answer(router, self._family, own, (hidden, *left), len(index))
+        named = _answer(router, family, own, (hidden, *left), len(index))
         logits = named["logits"]
-        named["logits"] = logits.new_full((*logits.shape[:-1], self._experts), torch.finfo(logits.dtype).min)
+        named["logits"] = logits.new_full((*logits.shape[:-1], experts), torch.finfo(logits.dtype).min)
         named["logits"][..., index] = logits
         named["indices"] = index[named["indices"]]
-        return tuple(named[name] for name in self._family.router_output)
+        return tuple(named[name] for name in family.router_output)
+
+    return forward
 
 
 def _skeleton(config: Any) -> PreTrainedModel:
@@ -109,7 +120,8 @@ def _answer(
     return dict(zip(family.router_output, functional_call(router, dict(own), tuple(inputs)), strict=True))
 
 
-def _weights(router: Any) -> dict[str, Tensor]:
+def weights_of(router: Any) -> dict[str, Tensor]:
+    """Copies of what a checkpoint holds of it, by the names in the module."""
     found: dict[str, Tensor] = {}
     for prefix, module in router.named_modules():
         with weights_at_hand(module):

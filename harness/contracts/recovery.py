@@ -1,0 +1,55 @@
+"""Recovery from calibration text alone, as settings ask for it: a refit of down projections, a recalibrated router."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from harness.errors import WinnowError
+
+OBJECTIVES = ("routed", "joint", "all_tokens")
+ALPHA = 0.01
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Down projections by least squares, with a ridge of ``alpha`` times the mean of the Gram matrix's diagonal that
+    draws them to what they were.
+
+    ``name`` is the objective (``harness.refit``). ``tokens`` of the corpus are fitted to at most, in whole sequences;
+    ``joint`` goes over a layer's experts at most ``sweeps`` times. Raises WinnowError for an unknown objective.
+    """
+
+    name: str
+    alpha: float = ALPHA
+    tokens: int = 131_072
+    sweeps: int = 20
+
+    def __post_init__(self) -> None:
+        if self.name not in OBJECTIVES:
+            raise WinnowError(f"unknown refit '{self.name}': choose none, {', '.join(OBJECTIVES)}")
+
+    @property
+    def label(self) -> str:
+        return _label(f"{self.name}-refit", self.alpha)
+
+
+@dataclass(frozen=True)
+class Recalibration:
+    """Router rows by least squares on what the compressed model gives the router, with a ridge as of ``Fit``."""
+
+    name: str
+    alpha: float = ALPHA
+    tokens: int = 131_072
+
+    @property
+    def label(self) -> str:
+        return _label(f"{self.name}-router", self.alpha)
+
+
+def _label(name: str, alpha: float) -> str:
+    return name if alpha == ALPHA else f"{name}-{alpha:g}"
+
+
+def fit_of(method: Any) -> Fit | None:
+    """The refit that is part of the method itself, if any."""
+    found: Fit | None = getattr(method, "fit", None)
+    return found
