@@ -73,6 +73,9 @@ class Search:
         generations = min(max(8, 2 * layers), 50) if self.generations is None else self.generations
         return population, generations
 
+    def at_once(self, layers: int) -> int:
+        return self.sized(layers)[0]
+
     def evaluations(self, layers: int) -> int:
         """Plans that are looked at, at most: children of the last round are not."""
         population, generations = self.sized(layers)

@@ -76,7 +76,6 @@ RUN = {
     "winnow method=frequency ratio=0.5 allocation=global suite=none dry_run=true": "64.9%",
     "winnow method=frequency ratio=0.5 allocation=list method.experts=[76,52] suite=none dry_run=true": "64.9%",
     "winnow method=reap ratio=0.5 allocation=evoesap suite=none dry_run=true": "at most 69 forwards of 64 sequences",
-    "winnow method=reap ratio=0.5 allocation=evoesap method.search.population=32 method.search.generations=50 suite=none dry_run=true": "at most 1,405 forwards of 64 sequences",
     "winnow-report results/routing --out DIR": "report written to",
     "winnow-report claims results/claims": "10 holds, 2 does not hold, 8 undecided, 0 not tested",
     "winnow-report migrate DIR": "of 4 records",

@@ -5,9 +5,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness.backends.decoding import CACHED_TOKENS
+from harness.backends.scoring import LOGITS
 from harness.backends.vllm import RESERVED
 from harness.backends.vllm_guard import reason_against_sharing
 from harness.calibration.streamed import MARGIN, STACKING
+from harness.cells.search import cost
 from harness.checkpoints.config import config_integer
 from harness.checkpoints.footprint import (
     Anatomy,
@@ -18,10 +20,12 @@ from harness.checkpoints.footprint import (
     expert_bytes_float32,
     layer_bytes,
 )
+from harness.contracts.search import Search
 from harness.text import human
 
 GPUS = range(1, 9)  # of one machine
 USABLE = 0.95  # of a GPU's memory; the driver's context and what the allocator cannot give take the rest
+_COPIES_OF_LOGITS = 4  # of a slice: probabilities of both models, and two on the way to them
 STEP = 8192  # tokens that vLLM computes at once, unless it is told otherwise
 
 
@@ -87,6 +91,22 @@ def calibration(settings: Mapping[str, Any], model: Anatomy, dtype: str, statist
     )  # fmt: skip
     stream = settings.get("stream", "auto")
     return [whole] if stream == "never" else [by_layer] if stream == "always" else [whole, by_layer]
+
+
+def search(settings: Mapping[str, Any], model: Anatomy, dtype: str, asked: Search) -> Stage:
+    """Of a budget that is searched on the whole model; what it costs in forwards."""
+    loaded, itemsize = loaded_bytes(model, dtype), itemsize_of(model, dtype)
+    layers = len(model.family.moe_layers(model.config))
+    positions = settings["batch_size"] * settings["max_length"]
+    activations = activation_bytes(model, positions, itemsize)
+    hidden = asked.at_once(layers) * positions * config_integer(model.config, "hidden_size") * itemsize
+    logits = _COPIES_OF_LOGITS * 4 * min(LOGITS, positions * config_integer(model.config, "vocab_size"))
+    parts = (
+        f"weights {human(loaded)}, activations at most {human(activations)}, hidden states of {asked.at_once(layers)} "
+        f"budgets at most {human(hidden)}, logits {human(logits)}; {cost(asked, layers, asked.samples)} or fewer"
+    )
+    layer = layer_bytes(model) * loaded // model.headers.total_bytes
+    return Stage("search", parts, spread=loaded, each=activations + hidden + logits, piece=layer, counts=GPUS)
 
 
 def where_it_streams(settings: Mapping[str, Any], model: Anatomy, dtype: str) -> str:

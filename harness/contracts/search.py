@@ -23,8 +23,12 @@ class Search(Protocol):
     @property
     def samples(self) -> int: ...
 
+    def at_once(self, layers: int) -> int:
+        """How many ``Kept`` are looked at together, at most."""
+        ...
+
     def evaluations(self, layers: int) -> int:
-        """How many ``Kept`` are looked at, at most."""
+        """How many ``Kept`` are looked at in all, at most."""
         ...
 
 
