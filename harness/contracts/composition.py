@@ -17,7 +17,7 @@ def compose(first: CompressionPlan, second: CompressionPlan, width: int | None =
     fitted down projections of ``first`` stay; a down projection of ``second`` takes the place of one of ``first``.
 
     Raises WinnowError where the plans do not fit each other, and where ``second`` would merge or cut what is no
-    combination, or merge a fitted down projection with one that is not.
+    combination, or merge a fitted down projection with one that is not, and where it has router rows of its own.
     """
     after = {layer.layer: layer for layer in second.layers}
     if after.keys() != {layer.layer for layer in first.layers}:
@@ -31,8 +31,19 @@ def _compose_layer(first: LayerPlan, second: LayerPlan, width: int | None) -> La
             f"plans cannot be composed: the first leaves {len(first.experts)} experts in layer {first.layer}, "
             f"the second is for {len(second.route)}"
         )
+    if second.router is not None:
+        raise WinnowError(f"plans cannot be composed: the second has router rows of its own in layer {first.layer}")
     experts = tuple(_compose_expert(first, new, width) for new in second.experts)
-    return LayerPlan(first.layer, experts, tuple(None if j is None else second.route[j] for j in first.route))
+    route = tuple(None if j is None else second.route[j] for j in first.route)
+    return LayerPlan(first.layer, experts, route, _left_of_router(first, route))
+
+
+def _left_of_router(first: LayerPlan, route: tuple[int | None, ...]) -> Array | None:
+    """Of the rows that ``first`` has for the router, those that ``route`` keeps."""
+    if first.router is None:
+        return None
+    stay = [new is not None for old, new in zip(first.route, route, strict=True) if old is not None]
+    return Array(first.router.values[np.array(stay)])
 
 
 def _compose_expert(first: LayerPlan, new: NewExpert, width: int | None) -> NewExpert:

@@ -78,11 +78,16 @@ class NewExpert:
 
 @dataclass(frozen=True)
 class LayerPlan:
-    """``route[j]`` is the new expert that the old router row j now leads to, or None: the row is removed."""
+    """``route[j]`` is the new expert that the old router row j now leads to, or None: the row is removed.
+
+    ``router`` (rows that stay, H), where there is one, stands in the place of these rows of the router's matrix, in the
+    order of the old ones.
+    """
 
     layer: int
     experts: tuple[NewExpert, ...]
     route: tuple[int | None, ...]
+    router: Array | None = None
 
     @property
     def is_pruning(self) -> bool:
@@ -112,6 +117,9 @@ def validate(
             raise WinnowError(f"{where}: the route must lead to every new expert and to no other")
         for index, expert in enumerate(layer.experts):
             _validate_expert(expert, f"{where}, new expert {index}", len(layer.route), width, hidden)
+        if layer.router is not None:
+            rows = sum(new is not None for new in layer.route)
+            _validate_array(layer.router, f"{where}: its router", (rows, hidden))
         if not any(expert.sources for expert in layer.experts):
             raise WinnowError(f"{where}: no expert is left, only what replaces experts")
 

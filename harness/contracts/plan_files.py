@@ -2,7 +2,8 @@
 
 In the JSON an expert has, beside ``sources`` and ``channels``, a key ``constant`` or ``down`` with the name of the
 array, or ``low_rank`` with the names of its factors. Names are ``layers.L.experts.N.constant`` (``.down``, ``.left``,
-``.right``, ``.shift``) for new expert N of layer L.
+``.right``, ``.shift``) for new expert N of layer L. A layer with router rows of its own has a key ``router`` with the
+name ``layers.L.router``.
 """
 
 import hashlib
@@ -62,6 +63,8 @@ def plan_arrays(plan: CompressionPlan) -> dict[str, np.ndarray]:
     for layer in plan.layers:
         for index, expert in enumerate(layer.experts):
             named |= {_name(layer.layer, index, kind): array.values for kind, array in _arrays(expert).items()}
+        if layer.router is not None:
+            named[f"layers.{layer.layer}.router"] = layer.router.values
     return named
 
 
@@ -91,11 +94,12 @@ def _arrays(expert: NewExpert) -> dict[str, Array]:
 
 
 def _layer_to_json(layer: LayerPlan) -> dict[str, Any]:
-    return {
+    entry: dict[str, Any] = {
         "layer": layer.layer,
         "experts": [_expert_to_json(layer.layer, index, expert) for index, expert in enumerate(layer.experts)],
         "route": list(layer.route),
     }
+    return entry if layer.router is None else entry | {"router": f"layers.{layer.layer}.router"}
 
 
 def _expert_to_json(layer: int, index: int, expert: NewExpert) -> dict[str, Any]:
@@ -118,6 +122,7 @@ def _layer_from_json(data: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) 
         layer=int(data["layer"]),
         experts=tuple(_expert_from_json(expert, arrays) for expert in data["experts"]),
         route=tuple(None if r is None else int(r) for r in data["route"]),
+        router=_array(data.get("router"), arrays),
     )
 
 
@@ -126,11 +131,7 @@ def _expert_from_json(data: Mapping[str, Any], arrays: Mapping[str, np.ndarray])
         return None if values is None else tuple(int(v) for v in values)
 
     def array(name: str | None) -> Array | None:
-        if name is None:
-            return None
-        if name not in arrays:
-            raise WinnowError(f"not a compression plan: it names {name}, which is not in {ARRAYS} beside it")
-        return Array(arrays[name])
+        return _array(name, arrays)
 
     low = data.get("low_rank")
     return NewExpert(
@@ -140,6 +141,14 @@ def _expert_from_json(data: Mapping[str, Any], arrays: Mapping[str, np.ndarray])
         constant=array(data.get("constant")),
         low_rank=low and LowRank(_there(array(low["left"])), _there(array(low["right"])), array(low.get("shift"))),
     )
+
+
+def _array(name: str | None, arrays: Mapping[str, np.ndarray]) -> Array | None:
+    if name is None:
+        return None
+    if name not in arrays:
+        raise WinnowError(f"not a compression plan: it names {name}, which is not in {ARRAYS} beside it")
+    return Array(arrays[name])
 
 
 def _there(array: Array | None) -> Array:
