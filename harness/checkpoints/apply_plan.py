@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 
 from harness.checkpoints.check import check_checkpoint
@@ -36,13 +37,15 @@ _SUM_DTYPE = {
 class _StoredLayer:
     """One layer as it will be written: ``rows`` are old router rows, ``experts`` in their stored order.
 
-    The tensors of stored expert i go to the shard that holds the old expert ``homes[i]``.
+    The tensors of stored expert i go to the shard that holds the old expert ``homes[i]``. ``router`` (rows, H), where
+    there is one, stands in the place of the router's ``rows``.
     """
 
     rows: tuple[int, ...]
     experts: tuple[NewExpert, ...]
     homes: tuple[int, ...]
     layout: LayerLayout
+    router: torch.Tensor | None = None
 
 
 def apply_plan(
@@ -134,7 +137,15 @@ def _stored_layer(plan: LayerPlan, old: LayerLayout, shape: MoeShape, expanded: 
     if expanded:
         experts, homes, route = tuple(experts[new] for new in route), rows, tuple(range(len(rows)))
     widths = tuple(old.width if e.channels is None else len(e.channels) for e in experts)
-    return _StoredLayer(rows, experts, homes, LayerLayout(widths, route))
+    return _StoredLayer(rows, experts, homes, LayerLayout(widths, route), _router(plan, rows))
+
+
+def _router(plan: LayerPlan, rows: tuple[int, ...]) -> torch.Tensor | None:
+    """What the plan has for ``rows``, in their order."""
+    if plan.router is None:
+        return None
+    places = np.argsort(np.argsort(rows))
+    return torch.from_numpy(plan.router.values[places])
 
 
 def _check_rows(rows: tuple[int, ...], where: str, shape: MoeShape) -> None:
@@ -200,6 +211,9 @@ def _outputs_by_shard(
 
         return make
 
+    def given(name: str, values: torch.Tensor) -> Callable[[], torch.Tensor]:
+        return lambda: values.to(reader.tensor(name).dtype)
+
     def same(name: str) -> Callable[[], torch.Tensor]:
         return lambda: reader.tensor(name)
 
@@ -210,7 +224,9 @@ def _outputs_by_shard(
         matrices = [(template.format(layer=layer), 0) for template in family.router_tensors]
         for name, axis in [*matrices, *((name, -1) for name in router_biases(reader, family, layer))]:
             replaced.add(name)
-            add(Output(name, name, selection(name, axis, stored.rows)), name)
+            new_rows = stored.router if axis == 0 else None
+            make = selection(name, axis, stored.rows) if new_rows is None else given(name, new_rows)
+            add(Output(name, name, make), name)
         for place, tensor in enumerate(family.expert_tensors):
             old_names = tensor.names(layer, old[layer].experts)
             replaced.update(old_names)

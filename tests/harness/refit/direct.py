@@ -56,10 +56,7 @@ def outputs(block: MoeBlock, x: np.ndarray) -> np.ndarray:
     rows, one = torch.from_numpy(x), torch.ones(len(x), 1, dtype=torch.float64)
     with torch.no_grad():
         return np.stack(
-            [
-                block.experts(rows, torch.full((len(x), 1), j), one).numpy()
-                for j in range(block.experts.num_experts)
-            ]
+            [block.experts(rows, torch.full((len(x), 1), j), one).numpy() for j in range(block.experts.num_experts)]
         )
 
 
@@ -78,10 +75,12 @@ def new_expert(block: MoeBlock, expert: NewExpert, x: np.ndarray) -> New:
     if module.is_transposed:
         gate_up, down = gate_up.transpose(0, 2, 1), down.transpose(0, 2, 1)
     width = down.shape[2]
-    gates, ups = (gate_up[:, :width], gate_up[:, width:]) if module.is_concatenated else (gate_up[:, ::2], gate_up[:, 1::2])
+    gates, ups = (
+        (gate_up[:, :width], gate_up[:, width:]) if module.is_concatenated else (gate_up[:, ::2], gate_up[:, 1::2])
+    )
     biased = module.has_bias
     bias = module.gate_up_proj_bias.detach().numpy() if biased else np.zeros(gate_up.shape[:2])
-    gate_bias, up_bias = (bias[:, :width], bias[:, width:]) if module.is_concatenated else (bias[:, ::2], bias[:, 1::2])
+    gate_bias, up_bias = _apart(module, bias, width)
     down_bias = module.down_proj_bias.detach().numpy() if biased else np.zeros(down.shape[:2])
     channels = list(range(width) if expert.channels is None else expert.channels)
 
@@ -102,6 +101,12 @@ def new_expert(block: MoeBlock, expert: NewExpert, x: np.ndarray) -> New:
         hidden = gate / (1 + np.exp(-gate)) * up
     fitted = None if expert.down is None else expert.down.values.astype(np.float64)
     return New(hidden, total(down, 1) if fitted is None else fitted, total(down_bias, None))
+
+
+def _apart(module: torch.nn.Module, stack: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
+    if module.is_concatenated:
+        return stack[:, :width], stack[:, width:]
+    return stack[:, ::2], stack[:, 1::2]
 
 
 def least_squares(design: np.ndarray, wanted: np.ndarray, prior: np.ndarray, alpha: float) -> np.ndarray:
@@ -133,7 +138,9 @@ def all_tokens(plan: LayerPlan, place: int, block: MoeBlock, x: np.ndarray, alph
     return least_squares(new.hidden, wanted - new.bias, new.down, alpha)
 
 
-def left_gates(folder: Path, plan: CompressionPlan, family: str, layer: int, x: np.ndarray, scratch: Path) -> np.ndarray:
+def left_gates(
+    folder: Path, plan: CompressionPlan, family: str, layer: int, x: np.ndarray, scratch: Path
+) -> np.ndarray:
     """(T, new experts): the gate values of the checkpoint that the plan leaves, for the same tokens."""
     apply_plan(folder, plan, scratch)
     block = moe_block(load_model(scratch, "float64"), FAMILIES[family], layer)

@@ -127,7 +127,9 @@ def test_joint_is_one_regression_over_all_experts(folder: Path, kind: str, tmp_p
         block = moe_block(model, FAMILIES[family], layer)
         text, other = (direct.seen(model, family, layer, some) for some in (TEXT, OTHER))
         bare = plan.layers[at]
-        gates, of_other = (direct.left_gates(folder, plan, family, layer, s.x, tmp_path / "left") for s in (text, other))
+        gates, of_other = (
+            direct.left_gates(folder, plan, family, layer, s.x, tmp_path / "left") for s in (text, other)
+        )
         gates, of_other = gates[:, : len(bare.experts)], of_other[:, : len(bare.experts)]
         wanted = direct.joint(bare, block, text, gates, ALPHA)
         fitted = downs(result.plan.layers[at])
