@@ -11,6 +11,8 @@ from typing import Any
 from harness.errors import WinnowError
 from harness.files import write_files
 from reports.claims import report as claims_report
+from reports.claims.opening import opening as opening_of_claims
+from reports.claims.tested import claims_of
 from reports.figures import drift as drift_figures
 from reports.figures import scores as figures
 from reports.figures.drawn import Drawing, digest, drawing, row_hash
@@ -128,6 +130,7 @@ def write_report(folder: Path, out: Path) -> Path:
     opening = _opening(panels, failed_cells(folder), damaged)
     opening += versions_note([record for panel in panels for record in panel.records()], folder)
     all_results = [evaluate(panel) for panel in panels]
+    verdicts = _verdicts(folder, panels)
     drawings: dict[str, Drawing] = {}
     for number, results in enumerate(all_results):
         drawings |= _drawings(folder, _prefix(number, panels), results)
@@ -139,10 +142,19 @@ def write_report(folder: Path, out: Path) -> Path:
             out / PAGE: report_page(folder, out, all_results, opening),
         }
         drawn = finished()
-    head = [f"# {in_markdown(folder.resolve().name)}", "", in_markdown(opening), ""]
+    head = [f"# {in_markdown(folder.resolve().name)}", ""]
+    head += [line for sentence in (*verdicts, opening) for line in (in_markdown(sentence), "")]
     text = head + [line for section in sections for line in _resolved(section, drawn.shown)]
     write_files(drawn.contents | contents | {out / "report.md": "\n".join(text).encode()})
     return out / "report.md"
+
+
+def _verdicts(folder: Path, panels: Sequence[Panel]) -> list[str]:
+    """Five sentences made of the verdicts on claims; the error where what they are made of is damaged."""
+    try:
+        return opening_of_claims(claims_of([(folder, panels)], by_corpus=False).findings)
+    except WinnowError as error:
+        return [f"Claims were not tested: {error}"]
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from reports.tables.formats import format_value
 
 def of_contrasts(claim: Claim, view: View) -> Finding:
     assert isinstance(claim.test, Contrasts)
-    test = on_every(claim.test, view.corpora.present)
+    test = _of_suite(on_every(claim.test, view.corpora.present), view)
     concrete = [view.corpora.concrete(contrast) for contrast in test.contrasts]
     missing = tuple(dict.fromkeys(one for contrast in concrete for one in view.missing(contrast)))
     if missing:
@@ -30,6 +30,12 @@ def of_contrasts(claim: Claim, view: View) -> Finding:
             return Finding(claim, view, missing=(Missing(own.terms[0][2], why),))
         evidence.append(_evidence(contrast, own, found, view))
     return Finding(claim, view, tuple(evidence), regions=combined(evidence, test.some))
+
+
+def _of_suite(test: Contrasts, view: View) -> Contrasts:
+    """Of what some contrast has to be: those in the domains that the suite has, where it has any."""
+    kept = tuple(one for one in test.contrasts if all(view.knows(name) for _, name, _ in one.terms))
+    return replace(test, contrasts=kept) if test.some and kept else test
 
 
 def _evidence(contrast: Contrast, own: Contrast, found: Comparison, view: View) -> Evidence:
@@ -55,7 +61,8 @@ def contrast_text(contrast: Contrast, kind: str, found: Comparison, items: str =
         low, high = (bound_text(kind, end).lstrip("×") for end in found.plain)
         shown = f"[{low}, {high}]"
         apart = f"; as independent items {shown}" if shown not in effect_text(kind, found) else ""
-    return f"{contrast.name}: {effect_text(kind, found)}{points}{bar}{margin}{apart} ({items or f'n {found.n:,}'}, seeds {seeds}{unpaired})"
+    behind = f"{items or f'n {found.n:,}'}, seeds {seeds}{unpaired}"
+    return f"{contrast.name}: {effect_text(kind, found)}{points}{bar}{margin}{apart} ({behind})"
 
 
 def bound_text(kind: str, value: float) -> str:
@@ -79,25 +86,26 @@ def with_corpora(finding: Finding, views: Sequence[View]) -> Finding:
     """The finding with each contrast on every corpus that its cells were run on, and of every domain.
 
     ``views`` are the panels of the same model, the finding's own among them: where that lacks a corpus, another is
-    looked at. The verdicts are on the finding's own alone.
+    looked at. The verdicts are on the finding's own alone. Without any, only what one domain carries alone is told.
     """
-    ordered = [finding.view, *(view for view in views if view is not finding.view)]
-    return replace(finding, evidence=tuple(_on_corpora(one, ordered) for one in finding.evidence))
+    own = finding.view
+    ordered = [own, *(view for view in views if view is not own)] if views else []
+    evidence = (replace(one, alone=_alone(one, own), corpora=_on_corpora(one, ordered)) for one in finding.evidence)
+    return replace(finding, evidence=tuple(evidence))
 
 
-def _on_corpora(one: Evidence, views: Sequence[View]) -> Evidence:
+def _on_corpora(one: Evidence, views: Sequence[View]) -> tuple[OfCorpus, ...]:
     contrast = one.contrast
-    if contrast is None or not has_rule(contrast):
-        return one
-    first = views[0]
-    whole = _of_corpus("", contrast, first)
+    if contrast is None or not views or not has_rule(contrast):
+        return ()
+    whole = _of_corpus("", contrast, views[0])
     shown = [whole] if whole else []
     corpora = dict.fromkeys(corpus for view in views for corpus in view.corpora.present)
     for corpus in [MATCHED, *corpora]:
         found = (_of_corpus(corpus, on(contrast, corpus), view) for view in views)
         if (row := next((row for row in found if row is not None), None)) is not None:
             shown.append(row)
-    return replace(one, corpora=tuple(shown), alone=_alone(one, first))
+    return tuple(shown)
 
 
 def _of_corpus(corpus: str, contrast: Contrast, view: View) -> OfCorpus | None:

@@ -16,11 +16,13 @@ from pathlib import Path
 from reports.claims.contrasting import of_contrasts, with_corpora
 from reports.claims.counting import of_few_large_groups, of_kept_differ, of_long_tail, of_needs
 from reports.claims.ranking import of_follows_within, of_ranks_agree
+from reports.claims.spreading import of_depends_most
 from reports.claims.verdicts import Finding, judge
 from reports.claims.view import View
 from reports.claims.vocabulary import (
     Claim,
     Contrasts,
+    DependsMost,
     FewLargeGroups,
     FollowsWithin,
     KeptDiffer,
@@ -60,11 +62,9 @@ def evaluate_claims(
         own = [_TESTS[type(claim.test)](claim, view) for view in of_views]
         tested = _best_of_models([finding for finding in own if not finding.missing])
         wanted = [finding for finding in own if finding.panel.suite == claim.suite] or own
-        found += tested or [min(wanted, key=lambda finding: len(finding.missing))]
-    judged = judge(found)
-    if not by_corpus:
-        return judged
-    return [with_corpora(one, [view for view in views if view.model() == one.view.model()]) for one in judged]
+        found += tested or [min(wanted, key=lambda finding: len(finding.missing))] * bool(own)
+    of_models = {view.model(): [other for other in views if other.model() == view.model()] for view in views}
+    return [with_corpora(one, of_models[one.view.model()] if by_corpus else []) for one in judge(found)]
 
 
 def _best_of_models(tested: Sequence[Finding]) -> list[Finding]:
@@ -88,5 +88,6 @@ _TESTS: dict[type, Callable[[Claim, View], Finding]] = {
     FewLargeGroups: of_few_large_groups,
     KeptDiffer: of_kept_differ,
     LongTail: of_long_tail,
+    DependsMost: of_depends_most,
     Needs: of_needs,
 }

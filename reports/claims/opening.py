@@ -63,12 +63,12 @@ def _how_sure(findings: Sequence[Finding]) -> str:
     decided = sum(one.verdict != UNDECIDED for one in tested)
     heads = [one for one in tested if one.claim.headline]
     items = sorted({one.evidence[0].comparison.n for one in heads if one.evidence and one.evidence[0].comparison})
-    n = f" on {items[0]:,} to {items[-1]:,} items" if len(items) > 1 else f" on {items[0]:,} items" if items else ""
+    n = f", on {items[0]:,} to {items[-1]:,} items" if len(items) > 1 else f", on {items[0]:,} items" if items else ""
     seeds = {seeds for one in tested for e in one.evidence if e.comparison for seeds in e.comparison.seeds}
     single = " most cells have one seed, whose chance is in no interval;" if 1 in seeds else ""
     return (
         f"How sure: {decided} of {len(tested)} tests are decided at {100 * ALPHA:g} %, corrected by "
-        f"Holm's rule and beyond a margin that each declares (2 points where the model writes),{n};{single} "
+        f"Holm's rule and beyond a margin that each declares (2 points where the model writes){n};{single} "
         "the verdicts are about this model and these settings."
     )
 

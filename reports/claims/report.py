@@ -7,7 +7,8 @@ from pathlib import Path
 
 from harness.errors import WinnowError
 from harness.files import write_files
-from reports.claims.tested import tested_folders
+from reports.claims import over_models
+from reports.claims.tested import claims_of_folders
 from reports.claims.written import as_csv, as_json, markdown, of_baselines, of_versions, plain, tally
 from reports.page.embed import CLAIMS_FILE, PAGE, with_claims
 from reports.tables.formats import format_list
@@ -47,7 +48,7 @@ def write_claims(folders: Sequence[Path], out: Path) -> str:
     What is damaged is left out, and told. Raises WinnowError where a folder has no sound record, or ``out`` cannot be
     written.
     """
-    found = tested_folders(folders)
+    found = claims_of_folders(folders)
     title = format_list([folder.resolve().name for folder in folders])
     contents = {"md": markdown(found, title), "csv": as_csv(found.findings), "json": as_json(found.findings)}
     files = {out.with_name(f"{out.name}.{suffix}"): text for suffix, text in contents.items()}
@@ -57,5 +58,6 @@ def write_claims(folders: Sequence[Path], out: Path) -> str:
     write_files({path: text.encode() for path, text in files.items()})
     several = len(found.panels) > 1
     lines = [line for finding in found.findings for line in plain(finding, several)]
+    lines += over_models.plain(over_models.over_models(found.findings))
     told = [*of_baselines(found.panels), *of_versions(found.panels), *(f"left out: {line}" for line in found.damaged)]
     return "\n".join([*lines, "", *told, tally(found.findings), f"written to {out}.md, .csv and .json"])

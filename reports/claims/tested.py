@@ -23,14 +23,14 @@ class Tested:
     damaged: Sequence[str] = field(default=())
 
 
-def tested_folders(folders: Sequence[Path]) -> Tested:
+def claims_of_folders(folders: Sequence[Path]) -> Tested:
     """What is damaged is left out, and told. Raises WinnowError where a folder has no sound record."""
     loaded = [(folder, *load_sound(folder)) for folder in folders]
     damaged = [line for *_, lines in loaded for line in lines]
-    return tested([(folder, panels) for folder, panels, _ in loaded], damaged)
+    return claims_of([(folder, panels) for folder, panels, _ in loaded], damaged)
 
 
-def tested(
+def claims_of(
     loaded: Sequence[tuple[Path, Sequence[Panel]]], damaged: Sequence[str] = (), by_corpus: bool = True
 ) -> Tested:
     groupings: dict[str, tuple[str, ...]] = {}

@@ -51,6 +51,9 @@ class View:
         """Raises KeyError where the panel has no tasks of that kind or domain."""
         return self.averages[name] if name in self.averages else self.measures[name]
 
+    def knows(self, name: str) -> bool:
+        return name in self.averages or name in self.measures
+
     def row(self, cell: Cell) -> Row | None:
         """The row of a cell, that of most seeds where several match."""
         if cell not in self._rows:
@@ -66,7 +69,7 @@ class View:
         if row.odd:
             return Missing(cell, f"was made from another {' and '.join(row.odd)} than the other cells")
         for name in names:
-            if name not in self.averages and name not in self.measures:
+            if not self.knows(name):
                 return Missing(cell, f"suite={self.panel.suite} has no tasks of {said(name)}")
             measure = self.measure(name)
             if self.comparer.value(measure, row) is None:

@@ -11,6 +11,8 @@ from typing import Any
 
 from reports.claims.contrasting import bound_text
 from reports.claims.opening import opening
+from reports.claims.over_models import OverModels, has_shipped, models_table, over_models, tried_table
+from reports.claims.over_models import as_json as over_models_as_json
 from reports.claims.selection import commands
 from reports.claims.tested import Tested
 from reports.claims.verdicts import VERDICTS, Evidence, Finding, OfCorpus
@@ -123,6 +125,8 @@ def markdown(found: Tested, title: str) -> str:
     ]
     lines += section("Left out", [f"- {in_markdown(line)}" for line in found.damaged])
     lines += [to_markdown(Table("Claims", ["claim", "verdict", "corpus", "p", "what was seen"], body, rules))]
+    of_models = [models_table(over_models(findings)), tried_table() if has_shipped(found.panels) else None]
+    lines += [line for table in of_models if table for line in (f"## {table.title}", "", to_markdown(table))]
     used = dict.fromkeys(one.claim.corpus for one in findings if one.claim.corpus in RULES)
     lines += section("Corpora", [f"- {rule}: {RULES[rule]}" for rule in used])
     lines += section("By corpus and domain", [line for one in findings for line in _by_corpus(one)])
@@ -228,10 +232,11 @@ def _cell(value: float | bool | None) -> str:
 
 
 def as_json(findings: Sequence[Finding]) -> str:
-    return json.dumps([_as_json(one) for one in findings], indent=1, ensure_ascii=False) + "\n"
+    over = {one.finding.claim.id: one for one in over_models(findings)}
+    return json.dumps([_as_json(f, over.get(f.claim.id)) for f in findings], indent=1, ensure_ascii=False) + "\n"
 
 
-def _as_json(finding: Finding) -> dict[str, Any]:
+def _as_json(finding: Finding, over: OverModels | None) -> dict[str, Any]:
     claim, panel = finding.claim, finding.panel
     return {
         "id": claim.id,
@@ -251,6 +256,7 @@ def _as_json(finding: Finding) -> dict[str, Any]:
         "note": claim.note,
         "missing": [{"cell": str(one.cell), "why": one.why} for one in finding.missing],
         "commands": commands_of(finding),
+        **({"over_models": over_models_as_json(over)} if over else {}),
     }
 
 

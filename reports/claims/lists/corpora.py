@@ -32,6 +32,7 @@ from reports.claims.vocabulary import (
     Claim,
     Contrast,
     Contrasts,
+    DependsMost,
     KeptDiffer,
     LongTail,
     RanksAgree,
@@ -103,6 +104,18 @@ def _dependence(other: str) -> Claim:
     )
 
 
+def _depends_most(ratio: float) -> Claim:
+    return Claim(
+        f"reap_depends_most_on_its_corpus_{ratio:g}",
+        "Of all methods REAP depends most on its calibration corpus: what the model writes after it varies most over "
+        f"corpora, at {100 * ratio:g} %.",
+        f"{NO_SOURCE} (seen in this project)",
+        "the corpora mixed, code, math and writing",
+        DependsMost("reap", ("hc_smoe", "m_smoe", "frequency", "coverage", "gate_sum"), ratio, GENERATION, POINTS),
+        experiment="panel",
+    )
+
+
 def _perplexity_ranks(ratio: float) -> Claim:
     return Claim(
         f"perplexity_ranks_differently_{ratio:g}",
@@ -129,6 +142,7 @@ CLAIMS = (
     *map(_of_code_on_general, ("reap", "hc_smoe")),
     *map(_nothing_left, ("reap", "hc_smoe")),
     *map(_dependence, ("hc_smoe", "frequency", "coverage")),
+    *map(_depends_most, (0.25, 0.5)),
     Claim(
         "coverage_beats_uniform_widths",
         "Coverage beats the same number of channels in every expert by the same scores, at 50 %, on every corpus.",

@@ -9,8 +9,8 @@ import time
 from dataclasses import replace
 
 import pytest
+from scipy import stats
 
-from harness.contracts.record import Record, Score
 from reports.claims.evaluate import evaluate_claims
 from reports.claims.list import CLAIMS, MEASURES
 from reports.claims.selection import Cell, commands, matches
@@ -18,12 +18,13 @@ from reports.claims.vocabulary import (
     CHOICE,
     GENERATION,
     PERPLEXITY,
-    AllAbove,
+    RULES,
     Claim,
     Contrast,
+    Contrasts,
     FewLargeGroups,
-    RanksDiffer,
-    RanksFollow,
+    Needs,
+    RanksAgree,
 )
 from reports.cli import main
 from reports.numbers.load import load_panels
@@ -33,11 +34,11 @@ from tests.reports.test_cli import ROOT, WITHOUT_TORCH, run_without_torch
 
 
 def claim(test, **more) -> Claim:
-    return Claim("it", "It is so.", "a test", test, **more)
+    return Claim("it", "It is so.", "a test", "mixed", test, **more)
 
 
-def over(first: Cell, second: Cell, measure: str = GENERATION, threshold: float = 0.0) -> Contrast:
-    return Contrast(f"{first.method} - {second.method}", ((1, measure, first), (-1, measure, second)), threshold)
+def over(first: Cell, second: Cell, measure: str = GENERATION, margin: float = 0.0, least: float | None = None):
+    return Contrast(f"{first.method} - {second.method}", ((1, measure, first), (-1, measure, second)), margin, least)
 
 
 def verdicts(panels, *tests):
@@ -48,24 +49,24 @@ REAP, HC, FREQUENCY, RANDOM = (Cell(name) for name in ("reap", "hc_smoe", "frequ
 
 
 def test_a_claim_holds_or_not_by_the_side_that_is_sure(panel):
-    holds, fails = verdicts([panel], AllAbove((over(REAP, FREQUENCY),)), AllAbove((over(FREQUENCY, REAP),)))
-    assert (holds.verdict, fails.verdict) == ("holds", "does not hold")
+    holds, fails = verdicts([panel], Contrasts((over(REAP, FREQUENCY),)), Contrasts((over(FREQUENCY, REAP),)))
+    assert (holds.verdict, fails.verdict) == ("holds", "reversed")
     assert holds.p == pytest.approx(fails.p) and holds.corrected == pytest.approx(2 * holds.p)
     assert holds.evidence[0].comparison.effect == pytest.approx((12 / 40 + 12 / 40 + 4 / 20) / 3)
-    assert "n 100, seeds 1/1" in holds.evidence[0].text and holds.more == ""
+    assert "n 100, seeds 1)" in holds.evidence[0].text and holds.more == ""
 
 
 def test_all_contrasts_have_to_hold_and_one_is_enough_against(panel):
     sure, unsure = over(REAP, FREQUENCY), over(Cell("reap", 0.25), Cell("hc_smoe", 0.25), "multiple_choice")
-    both, one_against = verdicts([panel], AllAbove((sure, unsure)), AllAbove((sure, over(FREQUENCY, REAP))))
-    assert both.verdict == "undecided" and both.holds == 1.0  # equally many right: no evidence for
-    assert one_against.verdict == "does not hold"
-    assert one_against.fails == pytest.approx(2 * one_against.evidence[1].comparison.p_below())
+    both, one_against = verdicts([panel], Contrasts((sure, unsure)), Contrasts((sure, over(FREQUENCY, REAP))))
+    assert both.verdict == "undecided" and both.regions["holds"] == 1.0  # equally many right: no evidence for
+    assert one_against.verdict == "reversed"
+    assert one_against.regions["reversed"] == pytest.approx(2 * one_against.evidence[1].comparison.p_below())
 
 
 def test_undecided_says_how_many_more(panel):
     contrast = over(Cell("reap", 0.25), Cell("hc_smoe", 0.25), "code")
-    (found,) = verdicts([panel], AllAbove((contrast,)))
+    (found,) = verdicts([panel], Contrasts((contrast,)))
     seen = found.evidence[0].comparison
     assert found.verdict == "undecided" and found.p == pytest.approx(0.125)  # 4 items won, none lost
     needed = seen.items_needed(0.0, 0.05)
@@ -79,17 +80,31 @@ def test_undecided_by_chance_asks_for_seeds(tmp_path):
     for seed, right in enumerate((2, 38, 20)):
         store.write(*make_cell("random", 0.5, "none", seed, RIGHT["reap"][0.5] | {"code": right}))
     store.write(*make_cell("reap", 0.5, "mixed", 0, RIGHT["reap"][0.5] | {"code": 28}))
-    (found,) = verdicts(load_panels(tmp_path), AllAbove((over(REAP, RANDOM, "code"),)))
+    (found,) = verdicts(load_panels(tmp_path), Contrasts((over(REAP, RANDOM, "code"),)))
     assert found.verdict == "undecided" and "seeds instead of 3" in found.more
     assert "seeds 1/3" in found.evidence[0].text
 
 
-def test_a_threshold_is_what_is_tested_against(panel):
-    near, far = (AllAbove((over(REAP, FREQUENCY, threshold=bar),)) for bar in (0.05, 0.5))
-    assert [one.verdict for one in verdicts([panel], near, far)] == ["holds", "does not hold"]
-    no_better = AllAbove((over(FREQUENCY, REAP, threshold=-0.5),))
-    assert verdicts([panel], no_better)[0].verdict == "holds"
-    assert "to be above −50.0" in verdicts([panel], no_better)[0].evidence[0].text
+def test_a_stated_size_is_what_is_tested_against(panel):
+    """The effect is 26.7 points."""
+    near, far = (Contrasts((over(REAP, FREQUENCY, margin=0.02, least=bar),)) for bar in (0.05, 0.5))
+    assert [one.verdict for one in verdicts([panel], near, far)] == ["holds", "smaller than said"]
+    turned = Contrasts((over(FREQUENCY, REAP, margin=0.02, least=0.05),))
+    assert verdicts([panel], turned)[0].verdict == "reversed"
+    at_most, too_much = (Contrasts((over(FREQUENCY, REAP, margin=bar, least=-bar),)) for bar in (0.5, 0.05))
+    assert [one.verdict for one in verdicts([panel], at_most, too_much)] == ["holds", "reversed"]
+    assert "to be above −50.0 (" in verdicts([panel], at_most)[0].evidence[0].text
+
+
+def test_an_effect_inside_the_margin_is_negligible(panel):
+    narrow, wide = (Contrasts((over(REAP, FREQUENCY, margin=bar),)) for bar in (0.2, 0.5))
+    assert [one.verdict for one in verdicts([panel], narrow, wide)] == ["undecided", "negligible"]
+    (found,) = verdicts([panel], wide)
+    c = found.evidence[0].comparison
+    assert found.p == pytest.approx(2 * max(c.p_above(-0.5), c.p_below(0.5)))
+    assert c.low > -0.5 and c.high < 0.5
+    (unsure,) = verdicts([panel], narrow)
+    assert "above 0 by its own interval, not yet beyond the margin or within it" in unsure.more
 
 
 def test_p_values_are_corrected_over_all_tested_claims(panel):
@@ -100,10 +115,10 @@ def test_p_values_are_corrected_over_all_tested_claims(panel):
 
 
 def test_cells_that_are_missing_are_named(panel):
-    (found,) = verdicts([panel], AllAbove((over(REAP, Cell("coverage")), over(REAP, HC))))
+    (found,) = verdicts([panel], Contrasts((over(REAP, Cell("coverage")), over(REAP, HC))))
     assert found.verdict == "not tested" and [str(m.cell) for m in found.missing] == [str(Cell("coverage"))]
     assert found.p is None and found.missing[0].why == "not run"
-    (lacking,) = verdicts([panel], AllAbove((over(REAP, HC, "calibration_error"),)))
+    (lacking,) = verdicts([panel], Contrasts((over(REAP, HC, "calibration_error"),)))
     assert {one.why for one in lacking.missing} == {"suite=reference does not measure calibration error"}
 
 
@@ -114,7 +129,7 @@ def test_broken_cells_are_named_and_nothing_of_theirs_is_tested(tmp_path):
     samples = store.read_samples(record.cell["id"])
     scores = [replace(s, value=math.nan) if s.task == "math" else s for s in record.scores]
     store.write(replace(record, scores=scores), samples)
-    contrasts = (AllAbove((over(REAP, HC),)), AllAbove((over(REAP, HC, "code"),)))
+    contrasts = (Contrasts((over(REAP, HC),)), Contrasts((over(REAP, HC, "code"),)))
     broken, sound = verdicts(load_panels(tmp_path), *contrasts)
     assert broken.verdict == "not tested" and broken.missing[0].why == "broken (math exact_match is nan)"
     assert sound.verdict != "not tested"
@@ -132,47 +147,33 @@ def test_broken_cells_are_named_and_nothing_of_theirs_is_tested(tmp_path):
     assert "method=hc_smoe ratio=0.5 calibration=mixed suite=reference backend=hf output_dir" not in text
 
 
-def of_layers(method: str, ratio: float, errors: list[tuple[float, float]]) -> Record:
-    record, _ = make_cell(method, ratio, "mixed", 0, RIGHT["hc_smoe"][0.5])
-    scores = [
-        Score("layers", metric, value, 10, value, value, f"layer {layer}")
-        for layer, pair in enumerate(errors)
-        for metric, value in zip(("predicted_error", "measured_error"), pair, strict=True)
-    ]
-    return replace(record, scores=scores)
+def ranked(folder, perplexities):
+    """Methods that lose three right answers each; by how much their perplexities rise."""
+    store = RecordStore(folder)
+    RecordStore(folder, "baseline").write(*make_cell("none", 0.0, "none", 0, BASELINE))
+    for place, (method, perplexity) in enumerate(perplexities.items()):
+        right = {"code": 36 - 3 * place, "math": 34 - 3 * place, "writing": 18, "choice": 20, "perplexity": perplexity}
+        store.write(*make_cell(method, 0.5, "mixed", 0, right))
+    return tuple(Cell(method) for method in perplexities)
 
 
-def test_ranks_that_follow(tmp_path):
-    rising = [(float(i), float(i * i)) for i in range(6)]
-    RecordStore(tmp_path).write(of_layers("hc_smoe", 0.5, rising), [])
-    RecordStore(tmp_path).write(of_layers("m_smoe", 0.5, [(-x, y) for x, y in rising]), [])
-    RecordStore(tmp_path).write(of_layers("reap", 0.5, rising[:3]), [])
-    names = ("predicted_error", "measured_error")
-    tests = [RanksFollow(*names, (Cell(m),)) for m in ("hc_smoe", "m_smoe", "reap")]
-    follows, opposes, few = verdicts(load_panels(tmp_path), *tests)
-    assert (follows.verdict, opposes.verdict, few.verdict) == ("holds", "does not hold", "not tested")
-    assert follows.p == pytest.approx(2 / 720) and "over 6 layers of 1 cells" in follows.evidence[0].text
-    assert "at least 4" in few.missing[0].why
+NAMES = ("reap", "frequency", "hc_smoe", "m_smoe", "gate_sum", "soft_count", "ean_sum", "ean_mean", "ean", "msan")
 
 
-def test_ranks_that_differ(tmp_path):
-    RecordStore(tmp_path, "baseline").write(*make_cell("none", 0.0, "none", 0, BASELINE))
-    store = RecordStore(tmp_path)
-    right = {"code": 36, "math": 36, "writing": 18, "choice": 20}
-    for method, lost, perplexity in (("reap", 0, 9.0), ("frequency", 12, 6.0), ("hc_smoe", 24, 4.0)):
-        cell = {k: v - (lost if k != "writing" else lost // 2) for k, v in right.items() if k != "choice"}
-        store.write(*make_cell(method, 0.5, "mixed", 0, cell | {"choice": 20, "perplexity": perplexity}))
-    cells = (REAP, FREQUENCY, HC)
-    differ, few, same = verdicts(
-        load_panels(tmp_path),
-        RanksDiffer(GENERATION, "perplexity", cells),
-        RanksDiffer(GENERATION, "perplexity", (REAP, Cell("coverage"), Cell("m_smoe"))),
-        RanksDiffer(GENERATION, "code", cells),
-    )
-    assert differ.verdict == "holds" and "over hc_smoe" in differ.evidence[0].text
-    assert differ.evidence[2].text.startswith("perplexity, reap - hc_smoe: ×2.25")
-    assert few.verdict == "not tested" and len(few.missing) == 2
-    assert same.verdict == "does not hold"
+@pytest.mark.parametrize(
+    ("perplexities", "verdict", "rho"),
+    [(range(10, 0, -1), "holds", -1.0), ((3, 1, 4, 2, 6, 8, 5, 10, 7, 9), "undecided", 0.8303)],
+)
+def test_ranks_that_agree_or_not(tmp_path, perplexities, verdict, rho):
+    cells = ranked(tmp_path, dict(zip(NAMES, (float(1 + p) for p in perplexities), strict=True)))
+    (found,) = verdicts(load_panels(tmp_path), RanksAgree(GENERATION, PERPLEXITY, cells, 0.8))
+    assert found.verdict == verdict
+    assert found.evidence[0].comparison.effect == pytest.approx(rho, abs=1e-3)
+    z = math.atanh(max(rho, -0.999999)) - math.atanh(0.8)
+    error = math.sqrt((1 + rho**2 / 2) / 7)
+    assert found.p == pytest.approx(2 * stats.norm.cdf(-abs(z) / error), rel=1e-2)
+    (few,) = verdicts(load_panels(tmp_path), RanksAgree(GENERATION, PERPLEXITY, (*cells[:4], Cell("coverage")), 0.8))
+    assert few.verdict == "not tested" and [one.cell.method for one in few.missing] == ["coverage"]
 
 
 def test_groups_are_counted(tmp_path):
@@ -192,8 +193,8 @@ def test_groups_are_counted(tmp_path):
     )
     assert [one.verdict for one in (lumpy, even, both, none)] == [
         "holds",
-        "does not hold",
-        "does not hold",
+        "reversed",
+        "reversed",
         "not tested",
     ]
     assert lumpy.evidence[0].text == "2 of 2 layers; a count, no sample" and lumpy.p is None
@@ -263,10 +264,10 @@ def test_the_command_writes_three_files(sweep, tmp_path, capsys):
     assert all(one.id in shown for one in CLAIMS) and "not tested" in shown
     loaded = json.loads((tmp_path / "out" / "c.json").read_text(), parse_constant=pytest.fail)
     assert [one["id"] for one in loaded] == [one.id for one in CLAIMS]
-    beats = next(one for one in loaded if one["id"] == "reap_beats_frequency")
+    beats = next(one for one in loaded if one["id"] == "reap_beats_frequency_half_mixed")
     assert beats["verdict"] == "holds" and beats["evidence"][0]["n"] == 100
     rows = list(csv.DictReader((tmp_path / "out" / "c.csv").open()))
-    line = next(row for row in rows if row["claim"] == "reap_beats_frequency")
+    line = next(row for row in rows if row["claim"] == "reap_beats_frequency_half_mixed")
     assert float(line["effect"]) == pytest.approx(beats["evidence"][0]["effect"]) and line["paired"] == "true"
     text = (tmp_path / "out" / "c.md").read_text()
     assert "corrected by Holm's rule" in text and "## Missing cells" in text
@@ -274,13 +275,19 @@ def test_the_command_writes_three_files(sweep, tmp_path, capsys):
 
 
 def test_every_claim_uses_known_measures_and_its_cells_exist():
-    assert len({one.id for one in CLAIMS}) == len(CLAIMS) >= 18
+    assert len({one.id for one in CLAIMS}) == len(CLAIMS) >= 40
     methods = {path.stem for path in (ROOT / "conf" / "method").glob("*.yaml")}
     for one in CLAIMS:
-        assert {cell.method for cell in one.cells()} <= methods
-        if isinstance(one.test, AllAbove):
+        rules = {part for part in one.corpus.split(" and ")}
+        assert one.corpus in RULES or rules <= {*RULES}, one.id
+        assert one.source and one.says.endswith("."), one.id
+        assert one.experiment == "frontier" or {cell.method for cell in one.cells()} <= methods, one.id
+        if isinstance(one.test, Contrasts):
             named = {name for contrast in one.test.contrasts for _, name, _ in contrast.terms}
-            assert named <= {*MEASURES, GENERATION, CHOICE, PERPLEXITY, "code"}
+            assert named <= {*MEASURES, GENERATION, CHOICE, PERPLEXITY, "code", "math", "writing"}
+            assert all(contrast.margin > 0 for contrast in one.test.contrasts), one.id
+        if isinstance(one.test, Needs):
+            assert one.test.what
 
 
 @pytest.mark.parametrize("case", ["no folder", "no records", "not writable"])
@@ -299,7 +306,7 @@ def test_errors_are_one_line(tmp_path, capsys, case):
 def test_claims_need_no_torch(sweep, tmp_path):
     run = run_without_torch("claims", str(sweep), "--output", str(tmp_path / "c"))
     assert run.returncode == 0, run.stderr
-    assert "HOLDS         reap_beats_frequency" in run.stdout
+    assert "HOLDS             reap_beats_frequency_half_mixed" in run.stdout
     code = WITHOUT_TORCH.replace(
         "sys.exit(main(sys.argv[1:]))", "main(sys.argv[1:])\nassert 'torch' not in sys.modules"
     )

@@ -8,7 +8,7 @@ from harness.records.store import RecordStore
 from reports.claims.evaluate import evaluate_claims
 from reports.claims.list import MEASURES
 from reports.claims.selection import Cell
-from reports.claims.vocabulary import AllAbove, Claim, Contrast
+from reports.claims.vocabulary import Claim, Contrast, Contrasts
 from reports.numbers.comparable import differing, odd_ones
 from reports.numbers.contrasts import Comparer
 from reports.numbers.load import Panel, load_panels
@@ -58,8 +58,8 @@ def test_an_odd_row_is_marked_and_in_no_test(tmp_path, changed: str, said: str):
     tested = baseline_tests(results, corpus, comparer)
     assert any(row[1] == labels["frequency"] for row in tested.rows)
 
-    contrast = Contrast("reap - frequency", ((1, "code", Cell("reap")), (-1, "code", Cell("frequency"))))
-    (found,) = evaluate_claims([Claim("it", "It is so.", "a test", AllAbove((contrast,)))], [panel], MEASURES)
+    contrast = Contrast("reap - frequency", ((1, "code", Cell("reap")), (-1, "code", Cell("frequency"))), 0.02)
+    (found,) = evaluate_claims([Claim("it", "It is so.", "a test", "mixed", Contrasts((contrast,)))], [panel], MEASURES)
     assert found.verdict == "not tested"
     assert found.missing[0].why == f"was made from another {said} than the other cells"
 

@@ -15,6 +15,7 @@ from harness.contracts.record import Record, Sample, Score
 from harness.records.old import upgraded_score
 from harness.records.store import RecordStore
 from reports.claims.report import main as claims_main
+from reports.claims.verdicts import VERDICTS
 from reports.cli import main
 from reports.numbers.contrasts import Comparer
 from reports.numbers.load import load_panels
@@ -221,9 +222,9 @@ def test_a_real_models_sweep_has_averages_and_verdicts(tmp_path, capsys):
     assert "| generative average (%) |" in table and "| choice average (%) |" in table
     found = {one["id"]: one for one in json.loads((folder / "report" / "claims.json").read_text())}
     for claim in (
-        "pruning_beats_merging_half", "pruning_beats_merging_quarter", "multiple_choice_hides_it",
-        "reap_beats_frequency", "domain_calibration_matters",
+        "reap_beats_hc_smoe_half_mixed", "reap_beats_m_smoe_quarter_general", "multiple_choice_hides_hc_smoe",
+        "reap_beats_frequency_half_mixed", "domain_calibration_matters_reap",
     ):  # fmt: skip
-        assert found[claim]["verdict"] in ("holds", "does not hold", "undecided"), claim
+        assert found[claim]["verdict"] in VERDICTS[:-1], claim
         assert found[claim]["p"] is not None
     assert "no score" not in capsys.readouterr().out

@@ -12,9 +12,9 @@ from scipy import stats
 from harness.files import write_files
 from harness.records.store import RecordStore
 from reports.claims.evaluate import Finding, evaluate_claims
-from reports.claims.list import CLAIMS, MEASURES
+from reports.claims.list import MEASURES
 from reports.claims.selection import Cell
-from reports.claims.vocabulary import AllAbove, Claim, Contrast, RanksFollow
+from reports.claims.vocabulary import Claim, Contrast, Contrasts, FollowsWithin
 from reports.numbers.contrasts import Comparer
 from reports.numbers.layer_samples import GROUPS, LAYERS, PARTS, pseudo_values, unit_of, with_layer_samples
 from reports.numbers.load import Panel, load_panels
@@ -57,13 +57,13 @@ def rows(panel: Panel) -> dict[str, Any]:
     return {row.method: row for row in panel.rows}
 
 
-def verdict(panel: Panel, test: AllAbove | RanksFollow) -> Finding:
-    (found,) = evaluate_claims([Claim("it", "It is so.", "a test", test)], [panel], MEASURES)
+def verdict(panel: Panel, test: Contrasts | FollowsWithin) -> Finding:
+    (found,) = evaluate_claims([Claim("it", "It is so.", "a test", "mixed", test)], [panel], MEASURES)
     return found
 
 
-def over(first: str, second: str) -> AllAbove:
-    return AllAbove((Contrast("spread", ((1, "spread", Cell(first)), (-1, "spread", Cell(second)))),))
+def over(first: str, second: str) -> Contrasts:
+    return Contrasts((Contrast("spread", ((1, "spread", Cell(first)), (-1, "spread", Cell(second))), 0.0),))
 
 
 def test_pseudo_values_have_the_jackknifes_error_and_are_the_parts_of_a_mean() -> None:
@@ -97,7 +97,7 @@ def test_two_layers_can_decide_where_the_tokens_agree(tmp_path: Path) -> None:
     close = {"reap": [layer(0.9, 0), layer(0.8, 1)], "hc_smoe": [layer(0.4, 2), layer(0.5, 3)]}
     found = verdict(panel_of(tmp_path, close), over("reap", "hc_smoe"))
     assert found.verdict == "holds" and "above 0 in 2 of 2 layers" in found.evidence[0].text
-    assert verdict(panel_of(tmp_path, close), over("hc_smoe", "reap")).verdict == "does not hold"
+    assert verdict(panel_of(tmp_path, close), over("hc_smoe", "reap")).verdict == "reversed"
 
 
 def test_parts_of_other_tokens_are_not_paired(tmp_path: Path) -> None:
@@ -112,8 +112,8 @@ def test_parts_of_other_tokens_are_not_paired(tmp_path: Path) -> None:
 def test_distances_are_tested_on_groups_layer_by_layer(tmp_path: Path) -> None:
     groups = [{0: [1.2, 1.4], 1: [1.1], 4: [0.9, 1.0, 1.1]}, {0: [1.3], 2: [1.5, 1.1], 3: [1.0], 5: [1.4]}]
     panel = panel_of(tmp_path, {"m_smoe": [layer(0.5, i, own) for i, own in enumerate(groups)]})
-    (claim,) = [one for one in CLAIMS if one.id == "grouped_weights_stay_apart"]
-    (found,) = evaluate_claims([claim], [panel], MEASURES)
+    bar = Contrasts((Contrast("distance", ((1.0, "merged_distance", Cell("m_smoe")),), 0.05, 1.0),))
+    found = verdict(panel, bar)
     means = [np.array([np.mean(own) for own in of_layer.values()]) for of_layer in groups]
     comparison = found.evidence[0].comparison
     assert comparison is not None and comparison.n == 7
@@ -123,7 +123,6 @@ def test_distances_are_tested_on_groups_layer_by_layer(tmp_path: Path) -> None:
     assert comparison.df == pytest.approx(sum(squares) ** 2 / (squares[0] ** 2 / 2 + squares[1] ** 2 / 3))
     assert f"n 7 {GROUPS}; above 1 in 2 of 2 layers" in found.evidence[0].text
     alone = panel_of(tmp_path, {"m_smoe": [layer(0.5, 0, groups[0])]})
-    bar = AllAbove((Contrast("distance", ((1.0, "aligned_distance", Cell("m_smoe")),), 1.0),))
     one_layer = verdict(alone, bar)
     seen = one_layer.evidence[0].comparison
     assert seen is not None and seen.p_above(1.0) == pytest.approx(
@@ -181,16 +180,39 @@ def test_intervals_over_parts_cover(tmp_path: Path) -> None:
     assert 0.92 < hits / 300 < 0.99
 
 
-def test_ranks_over_two_layers_say_why_they_decide_nothing(tmp_path: Path) -> None:
+def test_merged_pairs_are_set_against_random_pairs_of_their_layer(tmp_path: Path) -> None:
+    own = [layer(0.5, i, {0: [1.2, 1.4], 1: [1.1]}) | {"average_aligned_distance": [1.3, 1.5, 1.4]} for i in range(2)]
+    panel = panel_of(tmp_path, {"m_smoe": own})
+    terms = ((1.0, "merged_distance", Cell("m_smoe")), (-1.0, "random_distance", Cell("m_smoe")))
+    found = verdict(panel, Contrasts((Contrast("apart", terms, 0.05, -0.05),))).evidence[0].comparison
+    assert found is not None and found.effect == pytest.approx(np.mean([1.3, 1.1]) - 1.4)
+    squares = [np.var([1.3, 1.1], ddof=1) / 2 / 4, np.var([1.3, 1.5, 1.4], ddof=1) / 3 / 4]
+    assert found.error == pytest.approx(math.sqrt(2 * sum(squares))) and found.n == 2 * (2 + 3)
+
+
+def test_order_within_a_cell_is_counted_and_two_layers_decide_nothing(tmp_path: Path) -> None:
     cells = {}
     for place, method in enumerate(("hc_smoe", "m_smoe")):
         own = [numbers(i, 0.3 + 0.4 * place, True) for i in range(2)]
         cells[method] = [one | {"left_out": {}, "pairs": []} for one in own]
-    panel = panel_of(tmp_path, cells)
-    found = verdict(panel, RanksFollow("predicted_error", "measured_error", tuple(Cell(name) for name in cells)))
-    comparison = found.evidence[0].comparison
-    assert comparison is not None and comparison.effect == pytest.approx(1.0) and comparison.n == 4
-    # Two cells and two layers: one of four arrangements is the one that is seen, at best.
-    assert found.verdict == "undecided" and found.p == pytest.approx(2 / 4)
-    assert "2 cells and 2 layers can be arranged in 4 ways, so p is 0.5 at least" in found.more
-    assert comparison.low < 0 and comparison.high == pytest.approx(1.0)
+    names = ("predicted_error", "measured_error")
+    test = FollowsWithin(*names, tuple(Cell(name) for name in cells))
+    found = verdict(panel_of(tmp_path, cells), test)
+    assert found.verdict == "undecided" and found.p is None and "2 layers are too few" in found.more
+    assert found.evidence[0].text.startswith("2 of 2 pairs of layers within a method and ratio")
+    factors = [layers[0]["measured_error"][0] / layers[0]["predicted_error"][0] for layers in cells.values()]
+    assert all(f"layer 0 ×{factor:.1f}" in one.text for factor, one in zip(factors, found.evidence[1:], strict=True))
+    many = {"hc_smoe": [numbers(i, 0.3, True) | {"left_out": {}, "pairs": []} for i in range(5)]}
+    assert verdict(panel_of(tmp_path / "many", many), FollowsWithin(*names, (Cell("hc_smoe"),))).verdict == "holds"
+    assert (
+        verdict(
+            panel_of(tmp_path / "turned", {"hc_smoe": turned(many["hc_smoe"])}),
+            FollowsWithin(*names, (Cell("hc_smoe"),)),
+        ).verdict
+        == "reversed"
+    )
+
+
+def turned(layers: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The same with the measured errors in the opposite order."""
+    return [one | {"measured_error": other["measured_error"]} for one, other in zip(layers, layers[::-1], strict=True)]
