@@ -8,6 +8,7 @@ is handed in.
 import logging
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, fields
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -152,7 +153,7 @@ def first_plans(layers: int, total: int, room: int, population: int, rng: np.ran
     found = dict.fromkeys(whole_numbers(pattern(layers), total, room) for pattern in PATTERNS.values())
     tries = REDRAWN * population
     while len(found) < population and tries > 0:
-        found[whole_numbers((rng.random(layers) + 1e-4).tolist(), total, room)] = None
+        found[_random_plan(layers, total, room, rng)] = None
         tries -= 1
     return list(found)[:population]
 
@@ -186,7 +187,8 @@ def evolve(
     """The plan of sum ``total`` that is worth most of those looked at, each number within 0 to ``room``.
 
     ``worth_of`` is asked for each plan once, a round's plans together. Equal plans are never looked at twice, so the
-    elite are different plans, and the search ends early where it finds no new ones. Of equally good plans the first one
+    elite are different plans; where these have no new children, random plans take their places, and where there are no
+    new plans at all, the search ends early. Of equally good plans the first one
     found wins. It hangs on ``seed`` and what the plans are worth alone.
     """
     rng = np.random.default_rng(seed)
@@ -213,14 +215,19 @@ def _best(worth: dict[Numbers, float], count: int) -> list[Numbers]:
 def _children(
     elite: Sequence[Numbers], seen: Container[Numbers], count: int, room: int, search: Search, rng: np.random.Generator
 ) -> list[Numbers]:
-    """``count`` children of parents drawn from the ``elite``, all new; fewer where so many are not found."""
+    """``count`` plans that are new: children of parents drawn from the ``elite``, and random ones where these have no
+    more; fewer where no new ones are found at all."""
+    layers, total = len(elite[0]), sum(elite[0])
     found: dict[Numbers, None] = {}
     for _ in range(count):
-        for _ in range(REDRAWN):
-            child = child_of(elite[int(rng.integers(len(elite)))], room, search, rng)
-            if child not in seen and child not in found:
-                found[child] = None
-                break
-        else:
+        children = (child_of(elite[int(rng.integers(len(elite)))], room, search, rng) for _ in range(REDRAWN))
+        strangers = (_random_plan(layers, total, room, rng) for _ in range(REDRAWN))
+        plans = (plan for plan in chain(children, strangers) if plan not in seen and plan not in found)
+        if (plan := next(plans, None)) is None:
             break
+        found[plan] = None
     return list(found)
+
+
+def _random_plan(layers: int, total: int, room: int, rng: np.random.Generator) -> Numbers:
+    return whole_numbers((rng.random(layers) + 1e-4).tolist(), total, room)

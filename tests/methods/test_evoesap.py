@@ -146,6 +146,20 @@ def test_the_search_ends_where_no_plan_is_left() -> None:
     assert sorted(found.worth) == [(0, 2), (1, 1), (2, 0)] and len(asked) == 1
 
 
+def test_random_plans_come_where_the_elite_have_no_new_children() -> None:
+    """All plans are worth the same, so the uniform one stays the only parent, and it has but two children."""
+    asked: list[list[Numbers]] = []
+
+    def worth(plans):
+        asked.append(list(plans))
+        return [1.0] * len(plans)
+
+    evolve(worth, 2, 60, 60, Search(elite=1, max_delta=1, max_steps=1, generations=3), seed=1)
+    flat = [plan for plans in asked for plan in plans]
+    assert [len(plans) for plans in asked[1:]] == [11, 11] and len(set(flat)) == len(flat)
+    assert {(29, 31), (31, 29)} < set(flat) and all(sum(plan) == 60 and min(plan) >= 0 for plan in flat)
+
+
 def test_a_seed_gives_one_search_and_equals_keep_their_order() -> None:
     runs = []
     for seed in (0, 0, 1):
