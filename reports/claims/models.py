@@ -57,7 +57,8 @@ def _random_effects(effect: np.ndarray, variance: np.ndarray) -> Pooled:
     from statsmodels.stats.meta_analysis import combine_effects  # a second, which a report on one model does without
 
     # Below its tolerance of 1e-5, rounding can end the iteration beyond the root, which it takes for 0.
-    found = combine_effects(effect, variance, method_re="pm", maxiter=500)
+    with np.errstate(divide="ignore"):  # its I squared, where all models are alike
+        found = combine_effects(effect, variance, method_re="pm", maxiter=500)
     q, df = max(0.0, float(found.q)), len(effect) - 1
     return _pooled(
         float(found.mean_effect_re),

@@ -112,13 +112,36 @@ class LongTail:
 
 
 @dataclass(frozen=True)
+class DependsMost:
+    """Over calibration corpora, the standard deviation of a measure is larger of one method than of each other.
+
+    By the margin. Methods that were not run on all the corpora are left out; at least ``fewest`` others are needed.
+    """
+
+    method: str
+    others: tuple[str, ...]
+    ratio: float
+    measure: str
+    margin: float
+    corpora: tuple[str, ...] = ("mixed", "code", "math", "writing")
+    fewest: int = 3
+
+    @property
+    def cells(self) -> tuple[Cell, ...]:
+        return tuple(cell for method in (self.method, *self.others) for cell in self.cells_of(method))
+
+    def cells_of(self, method: str) -> tuple[Cell, ...]:
+        return tuple(Cell(method, self.ratio, corpus) for corpus in self.corpora)
+
+
+@dataclass(frozen=True)
 class Needs:
     """What cannot be tested by cells that this version can run, and what it would take."""
 
     what: str
 
 
-Test = Contrasts | RanksAgree | FollowsWithin | FewLargeGroups | KeptDiffer | LongTail | Needs
+Test = Contrasts | RanksAgree | FollowsWithin | FewLargeGroups | KeptDiffer | LongTail | DependsMost | Needs
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Claims over several models: pooled by scipy and pandas alone, the spread over corpora, and the models that were tried."""
+"""Claims over several models, pooled by scipy and pandas alone; the spread over corpora; the models that were tried."""
 
 import json
 import re
