@@ -61,6 +61,12 @@ def sources_of(sequences: Sequence[TokenSequence]) -> list[str]:
     return sorted({source for sequence in sequences for source in sequence.sources})
 
 
+def evenly_spaced(total: int, limit: int | None) -> Tensor:
+    """Places in 0 .. ``total`` - 1, in rising order: ``limit`` of them, or all where there are no more (None: all)."""
+    count = total if limit is None else min(total, limit)
+    return torch.arange(count) * total // max(count, 1)
+
+
 def in_order_of_pass(sequences: Sequence[TokenSequence]) -> list[TokenSequence]:
     """The longest first, so that what does not fit in memory fails at once, and batches have similar lengths."""
     return sorted(sequences, key=lambda sequence: -len(sequence.input_ids))

@@ -144,6 +144,7 @@ class _Calibration(_Checked, total=False):
     seed: Annotated[int, Field(ge=0), "of the draw"]
     batch_size: Annotated[Count, "sequences at once; changes no statistic"]
     statistics: Annotated[Any, AfterValidator(_statistics), "auto (what the sweep needs), needed, all, or names"]
+    all_tokens: Annotated[Count | None, "tokens, evenly spaced, for what runs every expert on every token; null: all"]
     shards: Annotated[Count | None, "parts of the corpus that have a pass each; null: one pass over all of it"]
     shard: Annotated[
         Annotated[int, Field(ge=0)] | None,

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from harness.calibration.batches import evenly_spaced
 from harness.calibration.collected import Part
 from harness.calibration.collectors.events import AllTokens, BatchStart, RouterOutput
 from harness.calibration.fused_experts import FusedExperts
@@ -38,8 +39,7 @@ class SampledTokens:
 
     def __post_init__(self) -> None:
         total, experts = self.part.total, self.experts.num_experts
-        count = min(total, sampled_tokens(experts))
-        self.wanted = torch.arange(count, device=self.experts.device) * total // max(count, 1)
+        self.wanted = evenly_spaced(total, sampled_tokens(experts)).to(self.experts.device)
         self.positions, self.seen = self.wanted[:0], self.part.offset
         if _GRAM in self.names:
             self.grams.append(torch.zeros(0, experts, experts, dtype=torch.float64))
