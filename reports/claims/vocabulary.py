@@ -8,7 +8,7 @@ from reports.claims.selection import Cell
 GENERATION, CHOICE, PERPLEXITY = "generation", "multiple_choice", "perplexity"
 # Rules for the calibration corpus, which a cell may name in place of one (``reports.claims.corpora``).
 MATCHED, SHIFTED, GENERAL, MIXED, EVERY = "matched", "shifted", "general", "mixed", "every corpus"
-NO_CORPUS = "no corpus"
+NO_CORPUS, ACROSS = "no corpus", "across corpora"
 RULES = {
     MATCHED: "each domain is scored on the model that was calibrated on that domain",
     SHIFTED: "each domain is scored on the models that were calibrated on the other domains",
@@ -16,6 +16,7 @@ RULES = {
     MIXED: "calibrated on a mix of all domains",
     EVERY: "on every corpus of the sweep",
     f"{MATCHED} and {GENERAL}": "calibrated on the domain that is scored, set against general text",
+    ACROSS: "what is left after calibration on one corpus is set against what is left after another",
     NO_CORPUS: "nothing that is calibrated is compared",
 }
 

@@ -20,6 +20,7 @@ from reports.claims.lists.words import (
 )
 from reports.claims.selection import Cell
 from reports.claims.vocabulary import (
+    ACROSS,
     CHOICE,
     EVERY,
     GENERAL,
@@ -108,9 +109,9 @@ def _depends_most(ratio: float) -> Claim:
     return Claim(
         f"reap_depends_most_on_its_corpus_{ratio:g}",
         "Of all methods REAP depends most on its calibration corpus: what the model writes after it varies most over "
-        f"corpora, at {100 * ratio:g} %.",
+        f"mixed, code, math and writing, at {100 * ratio:g} %.",
         f"{NO_SOURCE} (seen in this project)",
-        "the corpora mixed, code, math and writing",
+        ACROSS,
         DependsMost("reap", ("hc_smoe", "m_smoe", "frequency", "coverage", "gate_sum"), ratio, GENERATION, POINTS),
         experiment="panel",
     )
