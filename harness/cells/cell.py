@@ -26,6 +26,7 @@ from harness.checkpoints.quantize import Quantization
 from harness.checkpoints.skipping import SECTION as SKIPPING
 from harness.checkpoints.skipping import Skip
 from harness.contracts.method import Method, Schedule
+from harness.contracts.recovery import Fit, Recalibration, fit_of
 from harness.contracts.search import searching
 from harness.contracts.shape import MoeShape
 from harness.contracts.statistics import ROUTER_SCORES, SAMPLED
@@ -41,6 +42,8 @@ from harness.records.identity import identified, identity
 from harness.reference import MODEL_FOLDER
 
 log = logging.getLogger(__name__)
+
+TOKENIZING = ("max_length", "packing", "chat_template", "max_blocks", "bos")  # settings that documents become tokens by
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,8 @@ class Cell:
     quantization: Quantization | None = None
     active: int | None = None  # experts that a token chooses after the plan
     skip: Skip | None = None
+    refit: Fit | None = None
+    router: Recalibration | None = None
 
     @property
     def id(self) -> str:
@@ -84,7 +89,17 @@ class Cell:
 
     @property
     def reads_text(self) -> bool:
-        return bool(self.method.requires) or self.skip is not None or searching(self.method) is not None
+        asking = bool(self.method.requires) or searching(self.method) is not None
+        return asking or self.skip is not None or self.recovers
+
+    @property
+    def fits(self) -> list[Fit]:
+        """Refits one after the other: that of the method itself, then the one asked for."""
+        return [fit for fit in (fit_of(self.method), self.refit) if fit is not None]
+
+    @property
+    def recovers(self) -> bool:
+        return bool(self.fits) or self.router is not None
 
     @property
     def identity(self) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -116,6 +131,7 @@ def prepare(config: DictConfig, also: frozenset[str] = frozenset()) -> Cell:
     check_names(folder, model_config)
     method: Method = make(config.method, "method", Method)
     quantization, skip = _stages(config, folder, family, model_config)
+    refit, router = _recovery(config, method)
     shape = family.shape(limits(config, method, family, model_config))
     ratio = method.check(shape, config.ratio)
     schedule: Schedule = make(config.schedule, "schedule", Schedule)
@@ -123,7 +139,8 @@ def prepare(config: DictConfig, also: frozenset[str] = frozenset()) -> Cell:
     plain["suite"] = with_data(plain["suite"])
     tasks = tasks_of(plain)
     plain["backend"] = _backend(plain, folder, model_config if skip is None else model_config | {SKIPPING: {}}, tasks)
-    reads_text = bool(method.requires) or skip is not None or searching(method) is not None
+    reads_text = bool(method.requires) or searching(method) is not None
+    reads_text = reads_text or any(stage is not None for stage in (skip, refit, router))
     said = {
         "model": model_name(config.model),
         "method": method.name,
@@ -137,6 +154,10 @@ def prepare(config: DictConfig, also: frozenset[str] = frozenset()) -> Cell:
         said["quantize"] = quantization.label
     if schedule.rounds > 1:
         said["schedule"] = f"{schedule.name}-{schedule.rounds}"
+    if refit is not None:
+        said["refit"] = refit.label
+    if router is not None:
+        said["router"] = router.label
     if config.active is not None:
         said["active"] = f"{config.active}-active"
     if skip is not None:
@@ -164,6 +185,8 @@ def prepare(config: DictConfig, also: frozenset[str] = frozenset()) -> Cell:
         quantization=quantization,
         active=config.active,
         skip=skip,
+        refit=refit,
+        router=router,
     )
 
 
@@ -171,8 +194,7 @@ def corpus_of(plain: Mapping[str, Any], folder: Path) -> tuple[list[Document], l
     """The calibration text, and its tokens by the tokenizer in ``folder``. Raises WinnowError as they do."""
     settings = plain["calibration"]
     documents = load_documents(settings["corpus"])
-    names = ("max_length", "packing", "chat_template", "max_blocks", "bos")
-    return documents, tokenized(documents, folder, {name: settings[name] for name in names})
+    return documents, tokenized(documents, folder, {name: settings[name] for name in TOKENIZING})
 
 
 def resolved(config: DictConfig, within: str = "") -> dict[str, Any]:
@@ -223,6 +245,17 @@ def _stages(
         if SKIPPING in model_config:
             raise WinnowError(f"{folder} skips experts already: give the model that does not")
     return quantization, skip
+
+
+def _recovery(config: DictConfig, method: Method) -> tuple[Fit | None, Recalibration | None]:
+    """What repairs the model once the method is through; nothing of the uncompressed model, which needs none."""
+    if method.name == "none":
+        return None, None
+    refit: Fit | None = None if config.refit.name == "none" else make(config.refit, "refit", Fit)
+    router: Recalibration | None = None
+    if config.router.name != "as_is":
+        router = make(config.router, "router", Recalibration)
+    return refit, router
 
 
 def _backend(plain: Mapping[str, Any], folder: Path, served: Mapping[str, Any], tasks: Mapping[str, Task]) -> Any:

@@ -19,7 +19,10 @@ from harness.errors import WinnowError, first_line
 
 # Where the project's own code lies: only what these make is checked for its settings.
 _OURS = ("harness.", "methods.", "tasks.", "reports.")
-_GROUPS = ("model", "calibration", "method", "schedule", "skip", "quantize", "suite", "diagnostics", "backend")
+_GROUPS = (
+    "model", "calibration", "method", "schedule", "refit", "router", "skip", "quantize", "suite", "diagnostics",
+    "backend",
+)  # fmt: skip
 _MISSING = "???"
 _TARGET = "_target_"
 _LONGEST = 60  # letters that are shown of a value

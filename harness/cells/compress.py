@@ -8,16 +8,17 @@ import json
 import logging
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from harness.calibration.calibrate import calibrate, calibrate_shard
 from harness.calibration.collected import Collected
 from harness.calibration.gate_ratios import gate_ratio_counts
-from harness.calibration.streamed import Model, open_for_pass
+from harness.calibration.streamed import Model, StreamedModel, open_for_pass
 from harness.cells.cell import Cell
 from harness.cells.evaluate import Clock
+from harness.cells.held_out import HeldOut
 from harness.cells.search import check_whole, with_budget
 from harness.checkpoints.active import choose_fewer
 from harness.checkpoints.apply_plan import apply_plan
@@ -32,22 +33,26 @@ from harness.contracts.statistics import Statistics
 from harness.devices import alone_on
 from harness.families.table import family_of
 from harness.files import write_files
+from harness.refit.recalibrate import recalibrate
+from harness.refit.run import refit
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Compressed:
-    """``applied``: sizes, as ``apply_plan`` tells them; ``usage``: of the experts by the calibration text."""
+    """``applied``: sizes, as ``apply_plan`` tells them; ``usage``: of the experts by the calibration text;
+    ``recovery`` as in a record."""
 
     decision: Decision
     usage: dict[str, dict[str, list[int]]]
     applied: dict[str, Any]
     thresholds: dict[int, Threshold]
     seconds: dict[str, float]
+    recovery: dict[str, Any] = field(default_factory=dict)
 
 
-def compress(cell: Cell, folder: Path, root: Path) -> Compressed:
+def compress(cell: Cell, folder: Path, root: Path, held_out: HeldOut) -> Compressed:
     """Leaves plan, saliency and checkpoint of the cell in ``folder``; statistics are shared in ``root``.
 
     Raises WinnowError for what does not fit together or does not fit on the disk.
@@ -55,6 +60,11 @@ def compress(cell: Cell, folder: Path, root: Path) -> Compressed:
     clock, checkpoint = Clock(), folder / "checkpoint"
     decision, collected = decide(cell, folder / "rounds", root, clock)
     write_files(_decision_files(decision, cell.method.name, folder))
+    recovery: dict[str, Any] = {}
+    if cell.recovers:
+        plan, recovery = recovered(cell, decision.plan, folder / "bare", root, held_out, clock)
+        decision = replace(decision, plan=plan)
+        write_files(_decision_files(decision, cell.method.name, folder))
     with clock.stage("apply"):
         applied = apply_plan(cell.model, decision.plan, checkpoint, cell.config["layout"], lower_top_k=cell.lower_top_k)
         if cell.active is not None:
@@ -66,7 +76,8 @@ def compress(cell: Cell, folder: Path, root: Path) -> Compressed:
     if cell.quantization is not None:
         with clock.stage("quantize"):
             applied |= quantize_checkpoint(checkpoint, checkpoint, cell.quantization)
-    return Compressed(decision, {} if collected is None else collected.usage, applied, thresholds, clock.seconds)
+    usage = {} if collected is None else collected.usage
+    return Compressed(decision, usage, applied, thresholds, clock.seconds, recovery)
 
 
 def decide(cell: Cell, so_far: Path, root: Path, clock: Clock) -> tuple[Decision, Collected | None]:
@@ -107,7 +118,39 @@ def calibrate_part(cell: Cell, root: Path) -> Path | None:
 
 def plan_again(cell: Cell, so_far: Path, root: Path) -> CompressionPlan:
     """The plan of a cell that did not keep it."""
-    return decide(cell, so_far, root, Clock())[0].plan
+    plan = decide(cell, so_far, root, Clock())[0].plan
+    return recovered(cell, plan, so_far, root, HeldOut([], ""), Clock())[0] if cell.recovers else plan
+
+
+def recovered(
+    cell: Cell, plan: CompressionPlan, scratch: Path, root: Path, held_out: HeldOut, clock: Clock
+) -> tuple[CompressionPlan, dict[str, Any]]:
+    """The plan refitted, and with recalibrated routers, as the cell asks for; and what a record says of it.
+
+    The model is read one layer at a time, and beside it what the plan leaves, which lies in ``scratch`` meanwhile.
+    """
+    told: dict[str, Any] = {"heldout": held_out.origin}
+    settings, opened = cell.config["calibration"], how_to_open(cell.config) | {"stream": "always"}
+    with alone_on(cell.config["model"]["device"]):
+        if cell.fits:
+            with clock.stage("refit"):
+                intact = open_for_pass(cell.model, state=root / "calibration" / "passes", **opened)
+                assert isinstance(intact, StreamedModel)
+                fitted = refit(intact, plan, cell.fits, cell.sequences, held_out.sequences, settings["batch_size"])
+            plan, told["refit"] = fitted.plan, fitted.told
+        if cell.router is not None:
+            with clock.stage("router"):
+                try:
+                    apply_plan(cell.model, plan, scratch, lower_top_k=cell.lower_top_k)
+                    both = [open_for_pass(folder, **opened) for folder in (cell.model, scratch)]
+                    assert isinstance(both[0], StreamedModel) and isinstance(both[1], StreamedModel)
+                    fitted = recalibrate(
+                        both[0], both[1], plan, cell.router, cell.sequences, held_out.sequences, settings["batch_size"]
+                    )
+                finally:
+                    shutil.rmtree(scratch, ignore_errors=True)
+            plan, told["router"] = fitted.plan, fitted.told
+    return plan, told
 
 
 def _rounds(cell: Cell, so_far: Path, root: Path, clock: Clock) -> tuple[Decision, Collected | None]:

@@ -21,6 +21,7 @@ from harness.cells.compress import calibrate_intact, calibrate_part, compress, p
 from harness.cells.diagnostics import diagnose_cell
 from harness.cells.evaluate import Clock, evaluate_apart
 from harness.cells.finished import made_from, say_what_changed
+from harness.cells.held_out import held_out_text
 from harness.cells.publish import check_free
 from harness.cells.publish import publish as publish_files
 from harness.cells.room import keeps_checkpoint
@@ -128,7 +129,7 @@ def _compute(cell: Cell, folder: Path, root: Path, tracker: Tracker | None) -> t
     contained = contamination.check(settings["name"], texts, cell.tasks.values()) if cell.reads_text else {}
     if cell.tasks and cell.config["baseline"] != EVALUATE:
         baseline_record(cell, root, tracker)  # one from elsewhere that does not fit is refused before anything is done
-    made = apart(f"compressing ({cell.id})", compress, cell, folder, root)
+    made = apart(f"compressing ({cell.id})", compress, cell, folder, root, held_out_text(cell))
     clock = Clock(dict(made.seconds))
     # Only now, so that of several processes one evaluates the uncompressed model while the others calibrate.
     baseline = baseline_record(cell, root, tracker) if cell.tasks else None
@@ -145,6 +146,7 @@ def _compute(cell: Cell, folder: Path, root: Path, tracker: Tracker | None) -> t
         expert_usage=made.usage,
         contamination=contained,
         search={} if made.decision.search is None else made.decision.search.to_json(),
+        recovery=made.recovery,
     )
     return record, evaluation.samples
 

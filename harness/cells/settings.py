@@ -156,6 +156,10 @@ class _Calibration(_Checked, total=False):
     ]
     memory_gib: Annotated[Positive | None, "of the host, for such a pass; null: what is free, with a margin"]
     parts: Annotated[Any, AfterValidator(_parts), "documents of each corpus: [code:64,writing:32]"]
+    heldout: Annotated[
+        str | None,
+        "file of texts that a refit is measured on and never fitted to; null: another draw of the corpus",
+    ]
 
 
 class _Task(_Checked, total=False):
@@ -200,6 +204,19 @@ class _Method(_Checked, total=False):
 class _Schedule(_Checked, total=False):
     name: Name
     rounds: Annotated[Count, "calibrations, each on what the rounds before have left"]
+
+
+class _Refit(_Checked, total=False):
+    name: Name
+    alpha: Annotated[Positive, "pull of the down projections to what they were, times the mean square of what they see"]
+    tokens: Annotated[Count, "of the corpus that is fitted to, at most, in whole sequences"]
+    sweeps: Annotated[Count, "joint: times that it goes over the experts of a layer, at most"]
+
+
+class _Router(_Checked, total=False):
+    name: Name
+    alpha: Annotated[Positive, "pull of the router's rows to what they were, times the mean square of what they see"]
+    tokens: Annotated[Count, "of the corpus, at most, in whole sequences"]
 
 
 class _Skip(_Checked, total=False):
@@ -329,6 +346,8 @@ class Settings(_Checked, total=False):
     calibration: _Calibration
     method: _Method
     schedule: _Schedule
+    refit: _Refit
+    router: _Router
     skip: _Skip
     quantize: _Quantize
     suite: _Suite

@@ -6,7 +6,8 @@ from typing import Any
 RECORD_VERSION = 2  # 2: kind, domain and part of a score; versions of method and tasks
 KINDS = ("generative", "choice", "perplexity", "probe")
 # What a cell may do besides its method, each told by a word in its description: "iterative-4", "2-active", "int4-sym".
-STAGES = ("schedule", "active", "skip", "quantize")
+STAGES = ("schedule", "refit", "router", "active", "skip", "quantize")
+RECOVERY = ("refit", "router")  # stages that repair what a method has done, from calibration text alone
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,9 @@ class Record:
     ``method_version`` and ``task_versions`` (task -> version) tell by which behaviour of the method and of each task
     the numbers came about; ``was`` holds the ids that the cell had before; ``samples_sha256`` is that of the file of
     its samples; ``taken_from`` names the output folder that an uncompressed model's record was taken from, if any.
-    ``search`` is what a searched budget found (``SearchReport``), empty for any other.
+    ``search`` is what a searched budget found (``SearchReport``), empty for any other. ``recovery`` is what a refit and
+    a recalibrated router made of the layers (``refit`` and ``router``: errors before and after, on calibration text and
+    on held-out text, and ``heldout``: where that is from or why there is none), empty without either.
     """
 
     cell: dict[str, Any]
@@ -90,11 +93,17 @@ class Record:
     not_measured: dict[str, str] = field(default_factory=dict)
     taken_from: str = ""
     search: dict[str, Any] = field(default_factory=dict)
+    recovery: dict[str, Any] = field(default_factory=dict)
     version: int = RECORD_VERSION
 
     def stages(self) -> list[str]:
         """What was done besides the method, in words."""
         return [str(self.cell[stage]) for stage in STAGES if self.cell.get(stage)]
+
+    def recovered(self) -> tuple[str, ...]:
+        """How it was repaired from calibration text, in words; empty where it was not. Of a method that fits as part of
+        what it is nothing is said."""
+        return tuple(str(self.cell[stage]) for stage in RECOVERY if self.cell.get(stage))
 
     def is_uncompressed(self) -> bool:
         return self.cell["method"] == "none" and not self.stages()

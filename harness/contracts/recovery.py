@@ -1,12 +1,11 @@
 """Recovery from calibration text alone, as settings ask for it: a refit of down projections, a recalibrated router."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from harness.errors import WinnowError
 
 OBJECTIVES = ("routed", "joint", "all_tokens")
-ALPHA = 0.01
 
 
 @dataclass(frozen=True)
@@ -19,7 +18,7 @@ class Fit:
     """
 
     name: str
-    alpha: float = ALPHA
+    alpha: float = 0.01
     tokens: int = 131_072
     sweeps: int = 20
 
@@ -29,7 +28,7 @@ class Fit:
 
     @property
     def label(self) -> str:
-        return _label(f"{self.name}-refit", self.alpha)
+        return _label(self, "refit")
 
 
 @dataclass(frozen=True)
@@ -37,16 +36,22 @@ class Recalibration:
     """Router rows by least squares on what the compressed model gives the router, with a ridge as of ``Fit``."""
 
     name: str
-    alpha: float = ALPHA
+    alpha: float = 0.01
     tokens: int = 131_072
 
     @property
     def label(self) -> str:
-        return _label(f"{self.name}-router", self.alpha)
+        return _label(self, "router")
 
 
-def _label(name: str, alpha: float) -> str:
-    return name if alpha == ALPHA else f"{name}-{alpha:g}"
+def _label(asked: Fit | Recalibration, what: str) -> str:
+    """Such as "routed-refit", and whatever is not as it is by default: "joint-refit-alpha0.001-sweeps5"."""
+    told = [
+        f"{field.name}{getattr(asked, field.name):g}"
+        for field in fields(asked)
+        if field.name != "name" and getattr(asked, field.name) != field.default
+    ]
+    return "-".join([asked.name, what, *told])
 
 
 def fit_of(method: Any) -> Fit | None:

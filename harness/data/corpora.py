@@ -37,6 +37,23 @@ def load_documents(corpus: Any) -> list[Document]:
         raise WinnowError(f"the calibration corpus lacks a value: set calibration.{option}") from error
 
 
+def held_out(corpus: Mapping[str, Any], used: Sequence[Document], path: str | None, most: int) -> list[Document]:
+    """Documents that are not among ``used``: those of the file ``path``, or without one at most ``most`` of another
+    draw of ``corpus`` (by its ``seed``), evenly spaced.
+
+    Empty where the corpus has no others. Raises WinnowError where they cannot be read.
+    """
+    known = {document.text for document in used}
+    if path is not None:
+        return [document for document in local_files(path) if document.text not in known]
+    if "seed" not in corpus:
+        return []
+    drawn = load_documents({**corpus, "seed": int(corpus["seed"]) + 1})
+    others = [document for document in drawn if document.text not in known]
+    count = min(most, len(others))
+    return [others[place * len(others) // count] for place in range(count)]
+
+
 def local_files(
     path: str,
     num_sequences: int | None = None,

@@ -17,8 +17,9 @@ PACKAGES = (
 def plan_summary(
     plan: CompressionPlan, width: int | None, thresholds: Mapping[int, Mapping[str, float]]
 ) -> dict[str, Any]:
-    """Per layer: how many experts are stored, how many router rows stay, and the sizes of merged groups.
+    """Per layer: how many experts are stored, how many router rows stay, and the sizes of merged groups;
 
+    ``refitted``: how many of them have a fitted down projection, where any has.
     Where channels were cut also ``widths``, the channels that each stored expert keeps of ``width``; where experts are
     skipped ``skip``, the threshold.
     """
@@ -29,6 +30,8 @@ def plan_summary(
             "rows": sum(new is not None for new in layer.route),
             "group_sizes": sorted((len(e.sources) for e in layer.experts if len(e.sources) > 1), reverse=True),
         }
+        if refitted := sum(expert.down is not None for expert in layer.experts):
+            counts["refitted"] = refitted
         if layer.layer in thresholds:
             counts["skip"] = dict(thresholds[layer.layer])
         if all(expert.channels is None for expert in layer.experts):

@@ -1,7 +1,7 @@
 """Router rows, layer by layer, for what the compressed model gives the router (methods_3.md, 6).
 
-H hidden size, E' rows. With x what the intact model gives the router, x' what the compressed one gives it and R the rows
-that stay, R' minimises sum_t |R' x'_t - R x_t|^2 + lambda |R' - R|^2; lambda is alpha * trace(sum_t x'_t x'_t^T) / H.
+H hidden size, E' rows. x is what the intact model gives the router, x' what the compressed one gives it, R are the rows
+that stay. R' minimises sum_t |R' x'_t - R x_t|^2 + lambda |R' - R|^2; lambda is alpha * trace(sum_t x'_t x'_t^T) / H.
 It repairs drift, not the loss of experts.
 """
 
