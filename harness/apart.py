@@ -20,7 +20,7 @@ from logging.handlers import QueueHandler
 from multiprocessing.connection import Connection, wait
 from typing import Any, NoReturn, ParamSpec, TypeVar
 
-from harness import progress
+from harness import logs, progress
 from harness.errors import WinnowError, first_line
 
 P = ParamSpec("P")
@@ -43,7 +43,7 @@ def apart(what: str, function: Callable[P, R], *args: P.args, **options: P.kwarg
     process was killed or a device's memory did not suffice.
     """
     ours, theirs = multiprocessing.Pipe()
-    job = (os.environ.copy(), os.getcwd(), logging.root.level, _threads(), progress.shown())
+    job = (os.environ.copy(), os.getcwd(), logs.levels(), _threads(), progress.shown())
     # Plain pickle, here and for the answer: torch would share tensors with a process that ends.
     work = pickle.dumps((function, args, options))
     process: Any = _context().Process(target=_child, args=(theirs, job, what, work), name=what)
@@ -142,7 +142,7 @@ def _stop(process: Any) -> None:
 
 
 def _child(connection: Connection, job: Sequence[Any], what: str, work: bytes) -> None:
-    environment, folder, level, threads, shown = job
+    environment, folder, levels, threads, shown = job
     threading.Thread(target=_end_with_parent, daemon=True).start()
     signal.signal(signal.SIGTERM, _interrupted)
     os.environ.clear()
@@ -150,7 +150,7 @@ def _child(connection: Connection, job: Sequence[Any], what: str, work: bytes) -
     os.chdir(folder)
     sender = _Sender(connection)
     logging.root.handlers[:] = [sender]
-    logging.root.setLevel(level)
+    logs.set_levels(levels)
     logging.captureWarnings(True)
     if threads is not None:
         import torch

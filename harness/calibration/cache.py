@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from harness.calibration.archive import Damaged, read_manifest
 from harness.calibration.collected import Collected
 from harness.files import locked, sweep, write_files
 
@@ -56,13 +57,15 @@ def content_key(key_parts: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(key_parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def has_statistics(folder: Path, names: frozenset[str]) -> bool:
-    """Whether the entry in ``folder`` holds all of ``names``, by its manifest alone: no array is read."""
+def statistics_in(file: Path) -> frozenset[str]:
+    """Which statistics a ``manifest.json``, or the file of a shard, says are there; none where it cannot be read."""
     try:
-        manifest = json.loads((folder / "manifest.json").read_text())
-        return names <= set(manifest["statistics"]) and (folder / "statistics.npz").is_file()
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+        if file.suffix == ".npz":
+            return frozenset(read_manifest(file)["statistics"])
+        manifest = json.loads(file.read_text())
+        return frozenset(manifest["statistics"]) if file.with_name("statistics.npz").is_file() else frozenset()
+    except (OSError, ValueError, KeyError, TypeError, Damaged):
+        return frozenset()
 
 
 def _load(folder: Path) -> Collected | None:

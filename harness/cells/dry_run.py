@@ -15,6 +15,7 @@ Not in it: the interpreter and its libraries (about 1 GB), what a GPU's allocato
 hold a stage: ``harness.cells.gpu_sizes``.
 """
 
+import json
 import math
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
@@ -155,9 +156,17 @@ def _evaluations(plain: Mapping[str, Any], model: Anatomy, left: Anatomy, uncomp
     return [*found, stages.evaluation("evaluation", backend, left, dtype, length, known)]
 
 
+_lengths: dict[str, tuple[int, str]] = {}
+
+
 def _length(plain: Mapping[str, Any], tasks: Mapping[str, Task], model: Anatomy) -> tuple[int, str]:
-    with progress.showing(False):
-        return length_to_plan(tasks, local_folder(plain["model"]["path"]), model_length(model.config))
+    """Of a suite and a model it is counted once a process."""
+    folder = local_folder(plain["model"]["path"])
+    text = json.dumps([plain["suite"], plain["model"], str(folder)], sort_keys=True, default=str)
+    if text not in _lengths:
+        with progress.showing(False):
+            _lengths[text] = length_to_plan(tasks, folder, model_length(model.config))
+    return _lengths[text]
 
 
 class _Unknown:

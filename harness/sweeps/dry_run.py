@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from harness.cells.cell import method_version, resolved
+from harness.cells.cell import method_version, model_name, resolved
 from harness.cells.outcomes import after, anatomy_once, checkpoint_bytes, method_of, quantization_of
 from harness.cells.settings import baseline_folder
 from harness.errors import WinnowError
@@ -56,6 +56,7 @@ def _sketched(label: str, config: DictConfig) -> Planned:
     own |= {"seed": plain["seed"] if method.uses_seed else 0, "version": method_version(method, model.family)}
     return Planned(
         label,
+        model_name(config.model),
         plain,
         record=None if uncompressed else _key([own, corpus if reads_text else None]),
         baseline=_key([plain["model"], plain["suite"], plain["backend"]])

@@ -5,6 +5,7 @@ rate: two operations for every active parameter and token. They tell minutes fro
 the place of each.
 """
 
+import json
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -33,6 +34,19 @@ def resources_of(job: Job) -> Resources:
     """Raises WinnowError for a model that cannot be found."""
     if job.kind not in ("baseline", "calibrate", "cell"):
         return Resources(minutes=_START)
+    # Jobs that differ in these alone take the same.
+    same = ("seed", "output_dir") if job.kind == "calibrate" else ("seed", "output_dir", "calibration")
+    told = {name: value for name, value in job.config.items() if name not in same}
+    text = json.dumps([job.kind, sorted(job.statistics), told], sort_keys=True, default=str)
+    if text not in _known:
+        _known[text] = _computed(job)
+    return _known[text]
+
+
+_known: dict[str, Resources] = {}
+
+
+def _computed(job: Job) -> Resources:
     config, plain = OmegaConf.create(dict(job.config)), job.config
     model, method = anatomy_once(plain["model"]), method_of(config)
     left: After = (model, model.headers.total_bytes)

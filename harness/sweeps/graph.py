@@ -46,7 +46,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Planned:
-    """What the graph has to know of a cell: the names, by content, of what it reads and makes.
+    """What the graph has to know of a cell of ``model``: the names, by content, of what it reads and makes.
 
     ``record`` is None for the uncompressed model itself, ``baseline`` where that is left out, ``calibration`` where no
     statistic is read. ``shards`` is the number of parts that the corpus is calibrated in, if any. ``diagnostics``: it
@@ -54,6 +54,7 @@ class Planned:
     """
 
     label: str
+    model: str
     config: Mapping[str, Any] = field(repr=False)
     record: str | None
     baseline: str | None
@@ -89,7 +90,7 @@ def jobs_of(cells: Sequence[Planned], report: bool = True) -> list[Job]:
 def _baseline(one: Planned) -> list[Job]:
     if one.baseline is None:
         return []
-    label = f"uncompressed {one.config['model']['name']}, suite {one.config['suite']['name']}"
+    label = f"uncompressed {one.model}, suite {one.config['suite']['name']}"
     outputs = (f"baseline/{one.baseline}.json",)
     return [Job(f"baseline/{one.baseline}", "baseline", label, one.config, outputs=outputs)]
 
@@ -98,7 +99,7 @@ def _calibrations(one: Planned, wanted: tuple[str, ...]) -> list[Job]:
     """Of the whole corpus, or of its parts and then what puts them together."""
     if one.calibration is None:
         return []
-    label = f"calibration of {one.config['model']['name']} on {one.config['calibration']['name']}"
+    label = f"calibration of {one.model} on {one.config['calibration']['name']}"
     key, parts = f"calibrate/{one.calibration}", []
     asked = one.config["calibration"].get("shard")
     for number in range(one.shards or 0) if asked is None else [asked]:

@@ -13,10 +13,12 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
+from harness.calibration.cache import statistics_in
 from harness.cells.room import CELLS_LEFT
 from harness.claims import JOB, Busy, claimed
 from harness.errors import WinnowError
 from harness.exits import explain
+from harness.logs import say_what_we_do
 from harness.sweeps.graph import Job
 from harness.sweeps.state import Outcome, State, cells_left, log_file, note
 
@@ -27,10 +29,8 @@ def is_done(job: Job, root: Path) -> bool:
     """Whether what the job makes is there, whatever ``again`` says."""
     if not job.outputs or not all((root / output).is_file() for output in job.outputs):
         return False
-    if job.kind == "calibrate" and job.outputs[0].endswith(".json"):
-        from harness.calibration.cache import has_statistics
-
-        return has_statistics((root / job.outputs[0]).parent, frozenset(job.statistics))
+    if job.kind == "calibrate":
+        return frozenset(job.statistics) <= statistics_in(root / job.outputs[0])
     return True
 
 
@@ -122,12 +122,6 @@ def _report(job: Job, config: DictConfig, root: Path) -> None:
 
 
 _WORK = {"baseline": _baseline, "calibrate": _calibrate, "cell": _cell, "report": _report}
-
-
-def say_what_we_do() -> None:
-    """From now on this project's own lines are logged; of libraries their warnings."""
-    for name in ("harness", "methods", "tasks", "reports"):
-        logging.getLogger(name).setLevel(logging.INFO)
 
 
 def _peak_memory_gib() -> float:

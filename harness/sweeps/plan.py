@@ -49,12 +49,15 @@ def _planned(label: str, config: DictConfig) -> Planned:
             raise WinnowError(f"method={cell.method.name} reads no statistics: calibration.shard is for those that do")
         check_shard(settings["shard"], settings["shards"])
         key = _calibration(cell)
-        return Planned(label, cell.config, None, None, key, cell.statistics, settings["shards"])
+        return Planned(
+            label, cell.description["model"], cell.config, None, None, key, cell.statistics, settings["shards"]
+        )
     measured = bool(cell.tasks) and (
         cell.is_baseline or cell.config["baseline"] == EVALUATE or baseline_folder(cell.config["baseline"]) is not None
     )
     return Planned(
         label,
+        cell.description["model"],
         cell.config,
         record=None if cell.is_baseline and cell.tasks else cell.id,
         baseline=cell.baseline["id"] if measured else None,

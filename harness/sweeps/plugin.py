@@ -21,6 +21,7 @@ from omegaconf import DictConfig
 from harness.cells.settings import is_folder_name
 from harness.errors import WinnowError
 from harness.exits import fail
+from harness.logs import say_what_we_do
 from harness.sweeps.composing import compose_all
 
 log = logging.getLogger(__name__)
@@ -56,7 +57,7 @@ class Grids(Sweeper):
     def _sweep(self, arguments: list[str]) -> None:
         assert self.config is not None and self.hydra_context is not None  # since setup
         logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout, force=True)
-        logging.getLogger("harness").setLevel(logging.INFO)
+        say_what_we_do()
         jobs = [job for grid in self._grids() for job in product(*choices(grid + arguments))]
         configs = compose_all(self.hydra_context.config_loader, jobs)
         launch([*zip(_labels(jobs), configs, strict=True)], arguments)
@@ -105,7 +106,7 @@ def _launch(cells: Sequence[tuple[str, DictConfig]], root: Path, command: Sequen
     log.info("%s: %d jobs, of which %d are done", root, len(plan.jobs), len(plan.jobs) - len(left))
     if not left:
         return
-    sweep = begin(root, plan.jobs, command, engine.name)
+    sweep = begin(root, plan.jobs, plan.refused, command, engine.name)
     numbers = {job.key: number for number, job in enumerate(left, start=1)}
 
     def told(job: Job, outcome: Outcome) -> None:

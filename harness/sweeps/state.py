@@ -42,8 +42,10 @@ class Outcome:
     engine_id: str = ""
 
 
-def begin(root: Path, jobs: Sequence[Job], command: Sequence[str], launcher: str) -> Path:
-    """Makes the folder of a new sweep of the output folder ``root``; returns it."""
+def begin(
+    root: Path, jobs: Sequence[Job], refused: Sequence[tuple[str, str]], command: Sequence[str], launcher: str
+) -> Path:
+    """Makes the folder of a new sweep of the output folder ``root``; returns it. ``refused`` are cells that cannot be."""
     started = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
     sweep = root / SWEEPS / f"{started}-{socket.gethostname()}-{os.getpid()}"
     said = {
@@ -57,6 +59,7 @@ def begin(root: Path, jobs: Sequence[Job], command: Sequence[str], launcher: str
             {"key": job.key, "kind": job.kind, "label": job.label, "needs": job.needs, "takes": asdict(job.resources)}
             for job in jobs
         ],
+        "refused": [": ".join(one) for one in refused],
     }
     write_files({sweep / SWEEP_FILE: (json.dumps(said, indent=1) + "\n").encode()})
     return sweep

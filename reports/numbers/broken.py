@@ -1,5 +1,6 @@
 """Which cells are broken: they are shown as such, and no number of theirs is tested."""
 
+import json
 import math
 from pathlib import Path
 
@@ -20,11 +21,26 @@ def faults(record: Record, task: str = "") -> list[str]:
 
 
 def failed_cells(folder: Path) -> list[str]:
-    """One line a cell of the last sweep in the folder that ended without a record (``harness.cells.sweep`` leaves
-    them in a folder of the sweep; sweeps of before left them in ``failures``)."""
+    """One line a job of the last sweep in the folder that failed (``harness.sweeps.state`` says what lies there; sweeps
+    of before left a file a cell in ``failures``)."""
     sweeps = [path for path in (folder / "sweeps").glob("*") if path.is_dir()]
     last = max(sweeps, key=lambda path: path.name, default=folder)
-    return [_line(path) for path in sorted((last / "failures").glob("*.txt"))]
+    told = [_line(path) for path in sorted((last / "failures").glob("*.txt"))]
+    return told + (_failed_jobs(last) if (last / "sweep.json").is_file() else [])
+
+
+def _failed_jobs(sweep: Path) -> list[str]:
+    try:
+        said = json.loads((sweep / "sweep.json").read_text())
+        told = [str(line) for line in said.get("refused", ())]
+        for job in said["jobs"] if isinstance(said["jobs"], list) else ():
+            note = sweep / "jobs" / f"{job['key'].replace('/', '-')}.json"
+            outcome = json.loads(note.read_text()) if note.is_file() else {}
+            if outcome.get("state") in ("failed", "missing"):
+                told.append(f"{job['label']}: {outcome['message']}")
+        return told
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return [f"{sweep / 'sweep.json'} cannot be read: {error}"]
 
 
 def _line(path: Path) -> str:

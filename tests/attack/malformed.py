@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import cli
-from harness.cells import sweep
+from harness.sweeps import plugin
 from tests.attack import malformed_settings
 from tests.tiny import save_tiny
 
@@ -262,7 +262,7 @@ def _as_command(words: list[str]) -> Iterator[None]:
     arguments, handlers, level = sys.argv, logging.root.handlers[:], logging.root.level
     environment = dict(os.environ)
     sys.argv = ["winnow", *words]
-    sweep.launched.clear()
+    plugin.failed.clear()
     try:
         with warnings.catch_warnings():
             yield

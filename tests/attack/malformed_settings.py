@@ -134,7 +134,6 @@ SETTINGS: list[tuple[str, ...]] = [
     ("-m launcher=joblib hydra.launcher.n_jobs=0", "hydra.launcher.n_jobs=0"),
     ("-m launcher=joblib hydra.launcher.n_jobs=abc", "abc"),
     ("-m seed=range(0,a)", "range(0,a)"),
-    ("-m hydra/sweeper=grids hydra.sweeper.grids=3", "hydra.sweeper.grids=3"),
-    ("-m hydra/sweeper=grids hydra.sweeper.grids=[3]", "hydra.sweeper.grids=[3]"),
-    ("-m hydra/sweeper=grids", "hydra.sweeper.grids"),
+    ("-m hydra.sweeper.grids=3", "hydra.sweeper.grids=3"),
+    ("-m hydra.sweeper.grids=[3]", "hydra.sweeper.grids=[3]"),
 ]

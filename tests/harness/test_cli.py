@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from harness import cli
 from harness.cells import run as experiment
-from harness.cells import sweep
 from harness.checkpoints import writer as checkpoint_writer
+from harness.sweeps import plugin
 from reports.numbers.load import load_panels
 from tests.in_process import everything_here
 from tests.tiny import save_tiny
@@ -51,7 +51,7 @@ def corpus(tmp_path: Path) -> Path:
 
 def winnow(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
     monkeypatch.setattr(sys, "argv", ["winnow", *map(str, arguments), "progress=false"])
-    sweep.launched.clear()
+    plugin.failed.clear()
     try:
         cli.main()
     except SystemExit as stop:
@@ -121,12 +121,12 @@ def test_a_sweep_calibrates_once_a_corpus_and_evaluates_the_baseline_once(
         *(f"~suite.tasks.{name}" for name in ("math", "writing", "multiple_choice", "perplexity", "diversity")),
     ]  # fmt: skip
     assert winnow(monkeypatch, *arguments) == 0
-    logs = "".join(path.read_text() for path in (out / "logs").rglob("*.log"))
+    logs = "".join(path.read_text() for path in out.glob("sweeps/*/logs/*.log"))
     assert len(list((out / "records").glob("*.json"))) == 8
     assert logs.count("calibration pass over") == 2
-    assert logs.count("reusing calibration statistics") == 6
+    assert logs.count("reusing calibration statistics") == 8
     assert logs.count("evaluating the uncompressed model") == 1
-    assert "[8/8]" in logs
+    assert "[12/12] report: done" in capfd.readouterr().out
     assert len(list((out / "baseline").glob("*.json"))) == 1
 
 
@@ -152,7 +152,7 @@ def test_a_broken_cell_does_not_stop_the_sweep(
     out = tmp_path / "sweep"
     assert winnow(monkeypatch, "-m", *local(model, corpus, out, "ratio=0.99,0.25")) == 1
     assert len(list((out / "records").glob("*.json"))) == 1
-    assert "1 cells of the sweep failed" in capfd.readouterr().err
+    assert "1 jobs of the sweep failed" in capfd.readouterr().err
     assert winnow(monkeypatch, "-m", *local(model, corpus, out, "ratio=0.25")) == 0
 
 

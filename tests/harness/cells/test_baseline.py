@@ -223,6 +223,6 @@ def test_a_damaged_twin_of_the_record_is_not_written(model, elsewhere, tmp_path)
 def test_a_folder_is_named_on_the_command_line_as_it_is(model, elsewhere, tmp_path, monkeypatch, capsys, more, given):
     typed = [*more, *words(model, tmp_path / "out", f"baseline={given.format(elsewhere)}")]
     monkeypatch.setattr(sys, "argv", ["winnow", *typed])
-    harness.cli.launched.clear()
+    harness.cli.failed.clear()
     harness.cli.main()
     assert f"baseline: evaluated elsewhere, taken from {elsewhere}" in capsys.readouterr().out

@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from harness import cli
 from harness.cells import evaluate as evaluation
-from harness.cells import sweep
 from harness.records.store import RecordStore
+from harness.sweeps import plugin
 from tests.harness.test_cli import _logging_as_before  # noqa: F401
 from tests.in_process import everything_here
 from tests.tiny import save_tiny
@@ -47,7 +47,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 
 def winnow(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     monkeypatch.setattr(sys, "argv", ["winnow", *arguments, "progress=false"])
-    sweep.launched.clear()
+    plugin.failed.clear()
     try:
         cli.main()
     except SystemExit as stop:

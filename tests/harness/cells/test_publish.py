@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 
 from harness.cells.publish import check_free, publish
-from harness.cells.sweep import failures, note_failure, note_finished
 from harness.errors import WinnowError
 from harness.records.store import RecordStore
 from tests.tiny import save_tiny
@@ -55,19 +54,6 @@ def test_files_that_nobody_signed_are_not_replaced(tmp_path: Path):
     with pytest.raises(WinnowError, match="holds the files of another run"):
         check_free(tmp_path, "mine")
     assert (tmp_path / "plan.json").read_text() == "{}"
-
-
-def test_the_notes_of_a_sweep_are_its_own(tmp_path: Path):
-    one, other = tmp_path / "sweeps" / "a", tmp_path / "sweeps" / "b"
-    record = tmp_path / "records" / "x.json"
-    record.parent.mkdir()
-    record.write_text("{}")
-    note_failure(one, 0, "method=reap", "it broke")
-    note_finished(other, 0, "method=none", record)
-    assert failures(one) == ["method=reap: it broke"] and failures(other) == []
-    record.unlink()  # somebody deleted records/ in mid-sweep
-    (gone,) = failures(other)
-    assert "is gone: run the command again" in gone
 
 
 def command(folder: Path, *more: str) -> list[str]:

@@ -40,7 +40,7 @@ def test_a_sweep_over_quantization_has_a_cell_for_each_and_keeps_the_ids_of_the_
     found = records(out)
     assert found.keys() == {(m, q) for m in ("coverage", "reap") for q in ("none", "int4-sym", "int8-sym")}
     assert len({record["cell"]["id"] for record in found.values()}) == 6
-    logs = "".join(path.read_text() for path in (out / "logs").rglob("*.log"))
+    logs = "".join(path.read_text() for path in out.glob("sweeps/*/logs/*.log"))
     assert logs.count("calibration pass over") == 1
     for method in ("coverage", "reap"):
         plain, int4, int8 = (found[method, name] for name in ("none", "int4-sym", "int8-sym"))

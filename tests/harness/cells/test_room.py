@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from harness.cells import room, sweep
+from harness.cells import room
 from harness.cells.room import keeps_checkpoint
 from tests.harness.test_cli import _logging_as_before, corpus, local, model, winnow  # noqa: F401
 
@@ -20,7 +20,7 @@ def test_it_stays_where_there_is_room_for_those_to_come(
 ) -> None:
     (tmp_path / "model.safetensors").write_bytes(bytes(100))
     disk(monkeypatch, free)
-    monkeypatch.setattr(room, "cells_left", lambda: left)
+    monkeypatch.setenv(room.CELLS_LEFT, str(left))
     assert keeps_checkpoint("auto", tmp_path, tmp_path) is stays
     assert keeps_checkpoint(True, tmp_path, tmp_path) is True
     assert keeps_checkpoint(False, tmp_path, tmp_path) is False
@@ -40,8 +40,3 @@ def test_a_sweep_keeps_what_the_disk_holds(
     assert winnow(monkeypatch, "-m", *local(model, corpus, tmp_path / "out", "ratio=0.25,0.5,0.625")) == 0
     kept = {path.parent.name.split("__")[2] for path in (tmp_path / "out" / "cells").glob("*/checkpoint")}
     assert kept == {2: {"0.25", "0.5", "0.625"}, 1: {"0.5", "0.625"}, 0: {"0.625"}}[room_for]
-
-
-def test_outside_of_a_sweep_nothing_is_to_come(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("WINNOW_SWEEP", raising=False)
-    assert sweep.cells_left() == 0
