@@ -1,9 +1,9 @@
 """Who is at work on what, in folders that machines share: claim files with a heartbeat, and no lock of the kernel.
 
 Locks of the kernel do not hold on every network file system. A claim is a file that only one process can make
-(``O_EXCL``). It says who holds it, and its holder touches it every few seconds. A claim of a process of this machine is
-dead as soon as the process is; one of another machine when it was not touched for ``DEAD_AFTER`` seconds, by the clock of
-the file server. Whoever finds a dead claim takes it over.
+(``O_EXCL``). It says who holds it, and its holder touches it every few seconds. A claim of a process of this machine
+is dead as soon as the process is; one of another machine when it was not touched for ``DEAD_AFTER`` seconds, by the
+clock of the file server. Whoever finds a dead claim takes it over.
 """
 
 import json

@@ -204,7 +204,8 @@ def _disk(plain: Mapping[str, Any], checkpoint: int) -> str:
     folder = Path(plain["output_dir"]).expanduser().resolve()
     there = next(path for path in (folder, *folder.parents) if path.is_dir())
     free = human(shutil.disk_usage(there).free)
-    return f"disk: {human(checkpoint)} for this cell's checkpoint; {free} are free; keep_checkpoint={str(plain['keep_checkpoint']).lower()}"
+    kept = str(plain["keep_checkpoint"]).lower()
+    return f"disk: {human(checkpoint)} for this cell's checkpoint; {free} are free; keep_checkpoint={kept}"
 
 
 def _number(ratio: str) -> Fraction:

@@ -2,8 +2,8 @@
 
 Hydra takes some 70 ms for one configuration. The cells of a sweep have few different options of each group between
 them, so what an option writes into the configuration is composed once, and put together for every cell. Groups that
-write into the same part (``allocation`` writes into that of ``method``) are composed together. Of the first and the last
-cell the result is compared with Hydra's own.
+write into the same part (``allocation`` writes into that of ``method``) are composed together. Of the first and the
+last cell the result is compared with Hydra's own.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

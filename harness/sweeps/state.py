@@ -1,7 +1,8 @@
 """What is known of a sweep while it runs and afterwards: a folder of its own in ``sweeps`` of the output folder.
 
-``sweep.json`` has its command, launcher and jobs. ``jobs/KEY.json`` says what became of a job, written by whoever ran it;
-``logs/KEY.log`` is its log. Nothing here decides whether a job is done: what it makes does (``harness.sweeps.jobs``).
+``sweep.json`` has its command, launcher and jobs. ``jobs/KEY.json`` says what became of a job, written by whoever ran
+it; ``logs/KEY.log`` is its log. Nothing here decides whether a job is done: what it makes does
+(``harness.sweeps.jobs``).
 """
 
 import json
