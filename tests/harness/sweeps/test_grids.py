@@ -3,14 +3,14 @@
 import itertools
 
 import pytest
-from hydra import compose, initialize_config_module
+from hydra import initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import OmegaConf, open_dict
 
 from harness.sweeps.composing import compose_all
-from harness.sweeps.plugin import Grids, assignments, choices
+from harness.sweeps.plugin import Grids, choices
 
 
 @pytest.mark.parametrize(
@@ -86,28 +86,3 @@ def test_what_cannot_be_composed_is_an_error() -> None:
         for wrong in ("method=no_such_method", "colour=red", "~nothing"):
             with pytest.raises(HydraException):
                 compose_all(loader, [["method=reap", "ratio=0.5"], ["method=reap", wrong]])
-
-
-def test_the_claims_have_the_cells_that_they_need() -> None:
-    """Every cell of every claim is a job of ``+experiment=claims``, and its suite has every task of the others."""
-    from reports.claims.list import CLAIMS
-
-    with initialize_config_module("conf", version_base="1.3"):
-        config = compose("config", ["+experiment=claims"], return_hydra_config=True)
-        others = [set(compose("config", [f"suite={name}"]).suite.tasks) for name in ("diagnostics", "answers")]
-    assert set(config.suite.tasks) == set.union(*others)
-    jobs = set()
-    for grid in config.hydra.sweeper.grids:
-        for job in itertools.product(*choices(assignments(grid))):
-            said = dict(one.split("=", 1) for one in job)
-            layers = said.pop("diagnostics", "none")
-            method, ratio = said.pop("method"), float(said.pop("ratio"))
-            corpus = said.pop("calibration", "mixed")
-            said.pop("seed", None)
-            jobs |= {(method, ratio, corpus, frozenset(said.items()), one) for one in (layers, "none")}
-    for claim in CLAIMS:
-        layers = "layers" if "diagnostics=layers" in claim.also else "none"
-        for cell in claim.cells():
-            wanted = frozenset((key, str(value)) for key, value in cell.settings)
-            if cell.method != "none" or wanted:
-                assert (cell.method, cell.ratio, cell.calibration, wanted, layers) in jobs, claim.id
