@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 import conf
-from harness.contracts.record import STAGES, Record
+from harness.contracts.record import RECOVERY, STAGES, Record
 from reports.numbers.load import BASELINE_METHOD, NO_CORPUS, Panel, Row
 
 
@@ -54,8 +54,9 @@ def _settings_match(wanted: Mapping[str, Any], record: Record) -> bool:
     for name in _STAGES:
         found = _variant(record, name)
         asked = str(wanted.get(name, "none"))
-        # A record says more than was asked for: "int4-g8-sym" is an "int4".
-        if found != asked and (asked == "none" or not found.startswith(asked)):
+        # A record says more than was asked for: "int4-g8-sym" is an "int4"; but "routed-refit-alpha0.1" is another refit.
+        alike = found == f"{asked}-{name}" if name in RECOVERY else asked != "none" and found.startswith(asked)
+        if found != asked and not alike:
             return False
     found, defaults = record.config.get("method", {}), _BEFORE | _method_defaults(record.cell["method"])
     asked_of_method = {key.removeprefix("method."): value for key, value in wanted.items() if key.startswith("method.")}

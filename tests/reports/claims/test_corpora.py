@@ -240,7 +240,7 @@ def test_a_refitted_cell_is_no_bare_one(tmp_path):
     store = RecordStore(tmp_path)
     for one in (
         cell(),
-        cell(refit="refit-routed", method={"name": "hc_smoe", "refitted": 1}),
+        cell(refit="routed-refit", method={"name": "hc_smoe", "refitted": 1}),
         cell(method={"name": "hc_smoe", "constants": True}),
         cell(allocation={"name": "evoesap"}, method={"name": "hc_smoe", "linkage": "average", "searched": 1}),
         cell(router="recalibrated", method={"name": "hc_smoe", "again": 1}),
@@ -253,8 +253,8 @@ def test_a_refitted_cell_is_no_bare_one(tmp_path):
         return sum(matches(wanted, row) for row in rows)
 
     assert found() == 1 and len(rows) == 5
-    assert found(refit="refit-routed") == found(method__constants=True) == found(allocation="evoesap") == 1
-    assert found(refit="joint") == 0
+    assert found(refit="routed") == found(method__constants=True) == found(allocation="evoesap") == 1
+    assert found(refit="joint") == found(refit="all_tokens") == 0
 
 
 # --- the opening ------------------------------------------------------------------------------------------------------
