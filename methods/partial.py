@@ -1,7 +1,7 @@
 """Partial preservation: some experts stay whole, the others are merged into bases; between pruning and merging."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import ClassVar
@@ -114,12 +114,18 @@ class Partial:
         return finite(cosine, f"similarity by {self.similarity}", layer, experts)
 
 
-def fill_gram(gram: np.ndarray, expert: Callable[[int], ExpertWeights], rows: list[int], columns: list[int]) -> None:
-    """Inner products of all weights, of ``rows`` with ``columns`` and of each with itself; holds two at a time."""
+def fill_gram(
+    gram: np.ndarray,
+    expert: Callable[[int], ExpertWeights],
+    rows: list[int],
+    columns: list[int],
+    matrices: Sequence[str] = ("gate", "up", "down"),
+) -> None:
+    """Inner products of ``matrices``, of ``rows`` with ``columns`` and of each with itself; holds two experts."""
 
     def flat(j: int) -> np.ndarray:
         weights = expert(j)
-        return np.concatenate([m.ravel() for m in (weights.gate, weights.up, weights.down)], dtype=np.float64)
+        return np.concatenate([getattr(weights, name).ravel() for name in matrices], dtype=np.float64)
 
     for j in columns:
         one = flat(j)

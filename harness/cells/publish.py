@@ -8,10 +8,11 @@ import json
 import shutil
 from pathlib import Path
 
+from harness.contracts.plan_files import ARRAYS, PLAN
 from harness.errors import WinnowError
 from harness.files import locked, write_files
 
-NOTE, CHECKPOINT, COPIED = "cell.json", "checkpoint", ("plan.json", "saliency.json")
+NOTE, CHECKPOINT, COPIED = "cell.json", "checkpoint", (PLAN, ARRAYS, "saliency.json")
 
 
 def check_free(root: Path, cell: str) -> None:

@@ -45,7 +45,7 @@ def composed(*overrides: str):
 
 
 def test_the_list_of_methods_is_complete():
-    assert set(NAMES) == {*CRITERIA, "naee", "hc_smoe", "m_smoe", "partial", "none", *CHANNELS}
+    assert set(NAMES) == {*CRITERIA, "naee", "hc_smoe", "m_smoe", "mergemoe", "partial", "none", *CHANNELS}
 
 
 @pytest.mark.parametrize("name", NAMES)
