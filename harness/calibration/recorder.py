@@ -60,6 +60,11 @@ class Recorder:
 
     @contextmanager
     def watching(self, block: MoeBlock) -> Iterator[None]:
+        if hasattr(block.experts, "standins"):
+            raise WinnowError(
+                f"calibration: layer {self.layer} has constants or low-rank maps in the place of experts, of which no "
+                "statistics are taken: calibrate the original model"
+            )
         self.experts = FusedExperts(block.experts)
         self.device = self.experts.device
         self.collectors = self.make(self.experts)
@@ -130,7 +135,7 @@ class Recorder:
         self._show(PairActivations(pairs, hidden, gate_up, activations))
         del gate_up
         output = experts.down(activations, pairs.ends, pairs.expert)
-        self._show(PairOutputs(pairs, output))
+        self._show(PairOutputs(pairs, output, hidden, activations))
         self._show(AllTokens(hidden, layout))
         gate = pairs.gate.unsqueeze(1)
         weighted = output.mul_(gate) if gate.dtype == output.dtype else output * gate

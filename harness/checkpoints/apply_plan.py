@@ -10,20 +10,22 @@ import numpy as np
 import torch
 
 from harness.checkpoints.check import check_checkpoint
-from harness.checkpoints.config import read_config
+from harness.checkpoints.config import config_integer, read_config
 from harness.checkpoints.experts import expert_part, router_biases, widened
-from harness.checkpoints.layout import LayerLayout, is_compact, layer_layouts, with_layouts
+from harness.checkpoints.layout import LayerLayout, LowRankLayout, is_compact, layer_layouts, with_layouts
 from harness.checkpoints.packed_weights import SECTION as QUANTISED
 from harness.checkpoints.reader import CheckpointReader
 from harness.checkpoints.sizes import checkpoint_sizes
+from harness.checkpoints.standins import CONSTANTS, LEFT, RIGHT, SHIFT, experts_prefix, map_name
 from harness.checkpoints.writer import Output, copy_companions, write_shards, written_atomically
 from harness.contracts.plan import CompressionPlan, LayerPlan, NewExpert, validate
-from harness.contracts.plan_files import plan_to_json
+from harness.contracts.plan_files import plan_arrays, plan_files
 from harness.contracts.shape import MoeShape
 from harness.errors import WinnowError
 from harness.families.family import Family
 from harness.families.table import family_of
 from harness.families.tensors import ExpertTensor
+from harness.files import write_files
 
 _SUM_DTYPE = {
     torch.float64: torch.float64,
@@ -38,7 +40,7 @@ class _StoredLayer:
     """One layer as it will be written: ``rows`` are old router rows, ``experts`` in their stored order.
 
     The tensors of stored expert i go to the shard that holds the old expert ``homes[i]``. ``router`` (rows, H), where
-    there is one, stands in the place of the router's ``rows``.
+    there is one, stands in the place of the router's ``rows``. ``standins`` are the constants, then the maps.
     """
 
     rows: tuple[int, ...]
@@ -46,6 +48,7 @@ class _StoredLayer:
     homes: tuple[int, ...]
     layout: LayerLayout
     router: torch.Tensor | None = None
+    standins: tuple[NewExpert, ...] = ()
 
 
 def apply_plan(
@@ -91,7 +94,7 @@ def apply_plan(
     old = layer_layouts(config, family)
     shape = family.shape(family.with_top_k(config, 1) if lower_top_k else config)
     _check_layers(plan, old)
-    validate(plan, shape.num_experts, shape.width)
+    validate(plan, shape.num_experts, shape.width, config_integer(config, "hidden_size"))
     layers = _stored_layers(plan, old, shape, layout == "expanded")
     rows = min(stored.layout.rows for stored in layers.values())
     chosen = config if rows >= family.top_k(config) else family.with_top_k(config, rows)
@@ -99,12 +102,18 @@ def apply_plan(
     shards = _outputs_by_shard(reader, family, old, layers)
     with written_atomically(target) as folder:
         (folder / "config.json").write_text(json.dumps(new_config, indent=2) + "\n")
-        (folder / "plan.json").write_text(json.dumps(plan_to_json(plan)) + "\n")
+        _write_plan(plan, folder)
         copy_companions(source, folder)
         write_shards(folder, shards, written=reader.let_go)
         sizes = checkpoint_sizes(folder)
     before = {f"{key}_before": value for key, value in checkpoint_sizes(source).items()}
     return {"layout": "compact" if is_compact(new_config) else "plain", **sizes, **before}
+
+
+def _write_plan(plan: CompressionPlan, folder: Path) -> None:
+    """Beside the weights; arrays in a folder of their own, as engines take every safetensors file for weights."""
+    arrays = plan_arrays(plan)
+    write_files(plan_files(plan, folder / "plan" if arrays else folder))
 
 
 def _check_layers(plan: CompressionPlan, old: Mapping[int, LayerLayout]) -> None:
@@ -128,6 +137,13 @@ def _stored_layers(
 
 
 def _stored_layer(plan: LayerPlan, old: LayerLayout, shape: MoeShape, expanded: bool) -> _StoredLayer:
+    if any(expert.constant is not None or expert.low_rank is not None for expert in plan.experts):
+        if expanded:
+            raise WinnowError(
+                "layout=expanded has no place for constants and low-rank maps: use layout=compact, or for constants "
+                "layout=vllm_constants"
+            )
+        return _with_standins(plan, old, shape)
     kept = [(row, new) for row, new in enumerate(plan.route) if new is not None]
     if plan.is_pruning:  # an ordinary layer, once its rows stand in the order of its experts
         kept.sort(key=lambda pair: pair[1])
@@ -138,6 +154,32 @@ def _stored_layer(plan: LayerPlan, old: LayerLayout, shape: MoeShape, expanded: 
         experts, homes, route = tuple(experts[new] for new in route), rows, tuple(range(len(rows)))
     widths = tuple(old.width if e.channels is None else len(e.channels) for e in experts)
     return _StoredLayer(rows, experts, homes, LayerLayout(widths, route), _router(plan, rows))
+
+
+def _with_standins(plan: LayerPlan, old: LayerLayout, shape: MoeShape) -> _StoredLayer:
+    """Of a layer in which something stands for experts: rows stay in their order, and equal bases are stored once."""
+    experts = range(len(plan.experts))
+    constants = [index for index in experts if plan.experts[index].constant is not None]
+    maps = [index for index in experts if plan.experts[index].low_rank is not None]
+    combinations = [index for index in experts if index not in constants and index not in maps]
+    stored = [plan.experts[index] for index in combinations]
+    low_rank = []
+    for new, low in ((plan.experts[index], plan.experts[index].low_rank) for index in maps):
+        base = replace(new, low_rank=None)
+        if new.sources and base not in stored:
+            stored.append(base)
+        assert low is not None
+        low_rank.append(LowRankLayout(low.rank, stored.index(base) if new.sources else None, low.shift is not None))
+    rows = tuple(row for row, new in enumerate(plan.route) if new is not None)
+    _check_rows(rows, f"plan, layer {plan.layer}", shape)
+    place = {index: number for number, index in enumerate(combinations)}
+    place |= {index: len(stored) + number for number, index in enumerate([*constants, *maps])}
+    route = tuple(place[new] for new in plan.route if new is not None)
+    widths = tuple(old.width if new.channels is None else len(new.channels) for new in stored)
+    layout = LayerLayout(widths, route, len(constants), tuple(low_rank))
+    homes = tuple(new.sources[0].expert for new in stored)
+    standins = tuple(plan.experts[index] for index in (*constants, *maps))
+    return _StoredLayer(rows, tuple(stored), homes, layout, _router(plan, rows), standins)
 
 
 def _router(plan: LayerPlan, rows: tuple[int, ...]) -> torch.Tensor | None:
@@ -206,7 +248,9 @@ def _outputs_by_shard(
     def new_part(layer: int, tensor: ExpertTensor, expert: NewExpert, width: int) -> Callable[[], torch.Tensor]:
         def make() -> torch.Tensor:
             old_width = old[layer].width
-            part = _part(expert, lambda e: expert_part(reader, tensor, layer, e), tensor, old_width)
+            part = _fitted(expert, tensor, expert_part(reader, tensor, layer, expert.sources[0].expert).dtype)
+            if part is None:
+                part = _part(expert, lambda e: expert_part(reader, tensor, layer, e), tensor, old_width)
             return widened(part, tensor, old_width if expert.channels is None else len(expert.channels), width)
 
         return make
@@ -227,6 +271,9 @@ def _outputs_by_shard(
             new_rows = stored.router if axis == 0 else None
             make = selection(name, axis, stored.rows) if new_rows is None else given(name, new_rows)
             add(Output(name, name, make), name)
+        first_router = family.router_tensors[0].format(layer=layer)
+        for name, make in _standins(stored, family, layer, reader).items():
+            add(Output(name, name, make), first_router)
         for place, tensor in enumerate(family.expert_tensors):
             old_names = tensor.names(layer, old[layer].experts)
             replaced.update(old_names)
@@ -242,6 +289,35 @@ def _outputs_by_shard(
         if name not in replaced:
             shards[reader.file_of(name)].append(Output(name, name, same(name)))
     return [outputs for outputs in shards.values() if outputs]
+
+
+def _standins(
+    stored: _StoredLayer, family: Family, layer: int, reader: CheckpointReader
+) -> dict[str, Callable[[], torch.Tensor]]:
+    """The tensors of a layer's constants and maps, in the dtype of its experts."""
+    if not stored.standins:
+        return {}
+    dtype = expert_part(reader, family.expert_tensors[0], layer, 0).dtype
+    prefix, found = experts_prefix(family, layer), dict[str, np.ndarray]()
+    constants = [new.constant.values for new in stored.standins if new.constant is not None]
+    if constants:
+        found[prefix + CONSTANTS] = np.stack(constants)
+    for number, low in enumerate(new.low_rank for new in stored.standins if new.low_rank is not None):
+        parts = {LEFT: low.left, RIGHT: low.right, SHIFT: low.shift}
+        found |= {map_name(prefix, number, part): array.values for part, array in parts.items() if array is not None}
+
+    def made(values: np.ndarray) -> Callable[[], torch.Tensor]:
+        return lambda: torch.from_numpy(values).to(dtype)
+
+    return {name: made(values) for name, values in found.items()}
+
+
+def _fitted(expert: NewExpert, tensor: ExpertTensor, dtype: torch.dtype) -> torch.Tensor | None:
+    """The fitted down projection in the order of ``tensor``'s axes, where the expert has one and it belongs there."""
+    if expert.down is None or tensor.matrices != ("down",) or tensor.is_bias:
+        return None
+    down = torch.from_numpy(expert.down.values).to(dtype)
+    return down if tensor.axes == ("hidden", "channel") else down.T
 
 
 def _stacked(parts: list[Callable[[], torch.Tensor]]) -> Callable[[], torch.Tensor]:

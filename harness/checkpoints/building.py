@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from transformers import PreTrainedModel
 from transformers.core_model_loading import MergeModulelist
 
+from harness.checkpoints import standins
 from harness.checkpoints.experts import padded
 from harness.checkpoints.layout import LayerLayout
 from harness.checkpoints.skipping import install as install_skipping
@@ -26,15 +27,19 @@ def heed_layouts(
     family: Family,
     layouts: Mapping[int, LayerLayout],
     betas: Mapping[int, float],
+    folder: Path,
     experts_implementation: str | None = None,
 ) -> None:
-    """Routers lead to the stored experts and leave out those below ``betas``; the experts' matrix products are such as
-    run with the stored widths.
+    """Routers lead to the stored experts, and to what stands for others (read from ``folder``), and leave out those
+    below ``betas``; the experts' matrix products are such as run with the stored widths.
 
     ``experts_implementation`` is what was asked for, None for the default. Raises WinnowError where it cannot run.
     """
     for layer, layout in layouts.items():
-        if not layout.is_direct:
+        if layout.has_standins:
+            experts = moe_block(model, family, layer).experts
+            standins.install(experts, folder, family, layer, layout, model.dtype, _device(experts))
+        elif not layout.is_direct:
             _install_route(moe_block(model, family, layer).experts, layout.route)
     install_skipping(model, family, betas)
     if not _grouped_mm_runs(model.dtype, layouts) and model.config._experts_implementation == "grouped_mm":
@@ -132,6 +137,25 @@ def experts_padded_where_ragged(layouts: Mapping[int, LayerLayout]) -> Iterator[
 
 
 @contextmanager
+def standins_left_to_us() -> Iterator[None]:
+    """Meanwhile transformers does not wonder at the tensors of constants and low-rank maps, which it does not know."""
+    model_class: Any = PreTrainedModel
+    original = model_class._adjust_missing_and_unexpected_keys
+
+    def adjust(self: Any, loading_info: Any) -> Any:
+        done = original(self, loading_info)
+        ours = {name for name in loading_info.unexpected_keys if standins.IS_ONE.search(name)}
+        loading_info.unexpected_keys -= ours
+        return done
+
+    model_class._adjust_missing_and_unexpected_keys = adjust
+    try:
+        yield
+    finally:
+        model_class._adjust_missing_and_unexpected_keys = original
+
+
+@contextmanager
 def _sizes_in(config: Any, family: Family, experts: int, width: int) -> Iterator[None]:
     wanted = {**dict.fromkeys(family.num_experts_keys, experts), family.width_key: width}
     before = {key: getattr(config, key) for key in wanted if hasattr(config, key)}
@@ -144,11 +168,14 @@ def _sizes_in(config: Any, family: Family, experts: int, width: int) -> Iterator
             setattr(config, key, value)
 
 
+def _device(experts: torch.nn.Module) -> torch.device:
+    parameter = next(experts.parameters())
+    return torch.device("cpu") if parameter.is_meta else parameter.device  # meta: offloaded until its turn comes
+
+
 def _install_route(experts: torch.nn.Module, route: tuple[int, ...]) -> None:
     """Lead the router's indices to the stored experts; gate values of one expert then add up in the sum."""
-    parameter = next(experts.parameters())
-    device = "cpu" if parameter.is_meta else parameter.device  # meta: offloaded until its turn comes
-    experts.register_buffer("route", torch.tensor(route, device=device), persistent=False)
+    experts.register_buffer("route", torch.tensor(route, device=_device(experts)), persistent=False)
 
     def follow(module: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
         hidden_states, indices, gates = args

@@ -33,6 +33,7 @@ from harness.checkpoints.building import (
     heed_layouts,
     layers_built_as_stored,
     loading_faults,
+    standins_left_to_us,
 )
 from harness.checkpoints.check import check_checkpoint, check_names
 from harness.checkpoints.config import read_config
@@ -82,7 +83,7 @@ class ModelByLayer:
             self._check_complete()
             self._places = self._places_of_tensors()
             self._make_buffers()
-            heed_layouts(self.skeleton, self.family, self._layouts, read_betas(raw))
+            heed_layouts(self.skeleton, self.family, self._layouts, read_betas(raw), self.folder)
             self._load(_FIRST)
 
     @property
@@ -202,7 +203,8 @@ class ModelByLayer:
         shapes = {name: torch.empty(self._reader.shape(name), dtype=self.dtype, device="meta") for name in names}
         info = self._convert(shapes, "meta")
         self.skeleton.tie_weights(missing_keys=info.missing_keys, recompute_mapping=False)
-        self.skeleton._adjust_missing_and_unexpected_keys(info)
+        with standins_left_to_us():
+            self.skeleton._adjust_missing_and_unexpected_keys(info)
         faults = ("missing_keys", "mismatched_keys", "unexpected_keys", "error_msgs")
         check_report(self.folder, {name: getattr(info, name) for name in faults})
         output: Any = self.skeleton.get_output_embeddings()

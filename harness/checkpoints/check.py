@@ -8,6 +8,7 @@ from harness.checkpoints.config import config_integer
 from harness.checkpoints.experts import router_biases
 from harness.checkpoints.layout import layer_layouts
 from harness.checkpoints.reader import CheckpointReader
+from harness.checkpoints.standins import standin_shapes
 from harness.errors import WinnowError
 from harness.families.family import Family
 
@@ -29,6 +30,7 @@ def check_checkpoint(folder: Path, family: Family, config: Mapping[str, Any]) ->
             parts = [tensor.shape(width, hidden) for width in layout.widths]
             shapes = [(len(parts), *parts[0])] if tensor.is_stacked else parts
             expected |= dict(zip(tensor.names(layer, layout.experts), shapes, strict=True))
+        expected |= standin_shapes(family, layer, layout, hidden)
         for template in family.router_tensors:
             name = template.format(layer=layer)
             expected[name] = (layout.rows, *reader.shape(name)[1:])

@@ -8,12 +8,16 @@ of each stored router row)::
     {"version": 1, "layers": {"0": {"experts": 3, "width": 768, "route": [0, 1, 0, 2]},
                               "1": {"experts": 2, "width": [768, 512], "route": [0, 0, 1, 0]}, ...}}
 
+Constants and low-rank maps that stand for experts (``harness.checkpoints.standins``) are counted in ``constants`` and
+listed in ``low_rank``, as ``[{"rank": 16, "base": null, "shift": true}, ...]``; in ``route`` they come behind the
+experts, first the constants.
+
 The other keys of config.json stay as they were, so that stock transformers refuses it for its shapes. Only this file
 knows the keys of the section.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from harness.errors import WinnowError
@@ -23,15 +27,34 @@ _SECTION, _VERSION = "winnow", 1
 
 
 @dataclass(frozen=True)
+class LowRankLayout:
+    """A map of ``rank``, added to what the stored expert ``base`` computes, if any; ``shift``: it has one."""
+
+    rank: int
+    base: int | None = None
+    shift: bool = False
+
+
+@dataclass(frozen=True)
 class LayerLayout:
-    """What is stored of one MoE layer: expert e has ``widths[e]`` channels, router row r leads to ``route[r]``."""
+    """What is stored of one MoE layer: expert e has ``widths[e]`` channels, router row r leads to ``route[r]``.
+
+    That counts the experts, then the ``constants``, then the maps of ``low_rank``.
+    """
 
     widths: tuple[int, ...]
     route: tuple[int, ...]
+    constants: int = 0
+    low_rank: tuple[LowRankLayout, ...] = ()
 
     @property
     def experts(self) -> int:
         return len(self.widths)
+
+    @property
+    def has_standins(self) -> bool:
+        """Something else than an expert is stored."""
+        return bool(self.constants or self.low_rank)
 
     @property
     def rows(self) -> int:
@@ -47,12 +70,12 @@ class LayerLayout:
         return len(set(self.widths)) > 1
 
     def padded_to(self, width: int) -> "LayerLayout":
-        return LayerLayout((width,) * self.experts, self.route)
+        return replace(self, widths=(width,) * self.experts)
 
     @property
     def is_direct(self) -> bool:
         """Row r leads to expert r: an ordinary MoE layer."""
-        return self.route == tuple(range(self.experts))
+        return not self.has_standins and self.route == tuple(range(self.experts))
 
 
 def is_compact(config: Mapping[str, Any]) -> bool:
@@ -66,6 +89,8 @@ def with_layouts(config: Mapping[str, Any], layouts: Mapping[int, LayerLayout]) 
             "experts": layout.experts,
             "width": list(layout.widths) if layout.is_ragged else layout.width,
             "route": list(layout.route),
+            **({"constants": layout.constants} if layout.constants else {}),
+            **({"low_rank": [asdict(one) for one in layout.low_rank]} if layout.low_rank else {}),
         }
         for layer, layout in layouts.items()
     }
@@ -87,8 +112,17 @@ def layer_layouts(config: Mapping[str, Any], family: Family) -> dict[int, LayerL
     except (KeyError, TypeError, ValueError) as error:
         raise WinnowError(f"config.json does not describe a complete model: {error!r}") from error
     for layer, layout in layouts.items():
-        if not layout.experts or set(layout.route) != set(range(layout.experts)):
-            raise WinnowError(f"config.json: the route of layer {layer} does not fit its {layout.experts} experts")
+        bases = {one.base for one in layout.low_rank} - {None}
+        stored = layout.experts + layout.constants + len(layout.low_rank)
+        if (
+            not layout.experts
+            or not bases <= set(range(layout.experts))
+            or (set(layout.route) | bases != set(range(stored)))
+        ):
+            beside = " and what stands for others" if layout.has_standins else ""
+            raise WinnowError(
+                f"config.json: the route of layer {layer} does not fit its {layout.experts} experts{beside}"
+            )
     return layouts
 
 
@@ -99,4 +133,12 @@ def _stored_layout(layer: int, stored: Mapping[str, Any]) -> LayerLayout:
         raise WinnowError(f"config.json: layer {layer} has {experts} experts, but {len(widths)} widths")
     if any(type(w) is not int or w < 1 for w in widths):
         raise WinnowError(f"config.json: the width of layer {layer} must be whole numbers of at least 1, not {width}")
-    return LayerLayout(widths, tuple(stored["route"]))
+    constants, maps = stored.get("constants", 0), stored.get("low_rank", [])
+    low_rank = tuple(LowRankLayout(one["rank"], one["base"], one["shift"]) for one in maps)
+    if (
+        any(type(one.rank) is not int or one.rank < 1 for one in low_rank)
+        or type(constants) is not int
+        or constants < 0
+    ):
+        raise WinnowError(f"config.json: the constants or low-rank maps of layer {layer} are no numbers")
+    return LayerLayout(widths, tuple(stored["route"]), constants, low_rank)

@@ -13,6 +13,7 @@ from harness.checkpoints.building import (
     heed_layouts,
     layers_built_as_stored,
     loading_faults,
+    standins_left_to_us,
 )
 from harness.checkpoints.check import check_checkpoint, check_names
 from harness.checkpoints.config import read_config, read_generation_config
@@ -58,11 +59,12 @@ def load_model(
         served_folder(folder) as stored,
         layers_built_as_stored(family, layouts),
         experts_padded_where_ragged(layouts),
+        standins_left_to_us(),
     ):
         loaded: Any = AutoModelForCausalLM.from_pretrained(stored, **options)
     model, report = loaded
     check_report(folder, report)
-    heed_layouts(model, family, layouts, betas, experts_implementation)
+    heed_layouts(model, family, layouts, betas, folder, experts_implementation)
     return model.eval()
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from harness.checkpoints.config import read_config
 from harness.checkpoints.layout import layer_layouts
 from harness.checkpoints.reader import CheckpointReader
+from harness.checkpoints.standins import standin_shapes
 from harness.families.table import family_of
 
 
@@ -13,15 +14,16 @@ def checkpoint_sizes(folder: Path) -> dict[str, int]:
     """Sizes of a checkpoint as stored: plain or compact, quantised or not.
 
     ``weight_bytes`` the weight files on disk, ``largest_shard_bytes`` the largest of them, ``parameters`` all
-    elements (a packed weight is one), ``expert_bytes`` and ``expert_parameters`` those of the routed experts (with the
-    scales and zero points of packed ones). ``padding_bytes`` (not on disk) what padding every expert to the widest of
-    its layer adds in the stored dtype, as ``load_model`` does.
+    elements (a packed weight is one), ``expert_bytes`` and ``expert_parameters`` those of the routed experts, with the
+    scales and zero points of packed ones and with what stands for experts. ``padding_bytes`` (not on disk) what padding
+    every expert to the widest of its layer adds in the stored dtype, as ``load_model`` does.
     """
     config, reader = read_config(folder), CheckpointReader(folder)
     family = family_of(config)
     expert_names: list[str] = []
     padding_bytes = 0
     for layer, layout in layer_layouts(config, family).items():
+        expert_names += standin_shapes(family, layer, layout, 1)
         for tensor in family.expert_tensors:
             names = tensor.names(layer, layout.experts)
             expert_names += names
