@@ -25,6 +25,7 @@ from harness.checkpoints.packed_weights import SECTION as QUANTIZED
 from harness.checkpoints.quantize import Quantization
 from harness.checkpoints.skipping import SECTION as SKIPPING
 from harness.checkpoints.skipping import Skip
+from harness.contracts.layerwise import layerwise
 from harness.contracts.method import Method, Schedule
 from harness.contracts.recovery import Fit, Recalibration, fit_of
 from harness.contracts.search import searching
@@ -89,8 +90,7 @@ class Cell:
 
     @property
     def reads_text(self) -> bool:
-        asking = bool(self.method.requires) or searching(self.method) is not None
-        return asking or self.skip is not None or self.recovers
+        return asks_for_text(self.method) or self.skip is not None or self.recovers
 
     @property
     def fits(self) -> list[Fit]:
@@ -139,8 +139,13 @@ def prepare(config: DictConfig, also: frozenset[str] = frozenset()) -> Cell:
     plain["suite"] = with_data(plain["suite"])
     tasks = tasks_of(plain)
     plain["backend"] = _backend(plain, folder, model_config if skip is None else model_config | {SKIPPING: {}}, tasks)
-    reads_text = bool(method.requires) or searching(method) is not None
-    reads_text = reads_text or any(stage is not None for stage in (skip, refit, router))
+    reads_text = asks_for_text(method) or any(stage is not None for stage in (skip, refit, router))
+    if (limit := plain["calibration"]["all_tokens"]) is not None:  # of what is fitted, so of what the cell is
+        for node, fit in (("method", fit_of(method)), ("refit", refit)):
+            if fit is not None and fit.name == "all_tokens":
+                plain[node]["all_tokens"] = limit
+        if layerwise(method) is not None:
+            plain["method"]["all_tokens"] = limit
     said = {
         "model": model_name(config.model),
         "method": method.name,
@@ -212,6 +217,10 @@ def tasks_of(plain: Mapping[str, Any]) -> dict[str, Task]:
     """The tasks of the suite in a resolved configuration, by the suite's names. Raises WinnowError as they do."""
     suite = plain["suite"]["tasks"]
     return {name: make(node, f"suite.tasks.{name}", Task, _convert_="all") for name, node in suite.items()}
+
+
+def asks_for_text(method: Method) -> bool:
+    return bool(method.requires) or searching(method) is not None or layerwise(method) is not None
 
 
 def method_version(method: Method, family: Family) -> str:

@@ -26,6 +26,7 @@ from harness.checkpoints.config import read_config
 from harness.checkpoints.experts import expert_weights_reader, router_rows_reader
 from harness.checkpoints.quantize import quantize_checkpoint
 from harness.checkpoints.skipping import Threshold, write_thresholds
+from harness.contracts.layerwise import LayerwiseMethod, layerwise
 from harness.contracts.method import Decision
 from harness.contracts.plan import CompressionPlan
 from harness.contracts.plan_files import plan_files, plan_fingerprint
@@ -33,6 +34,7 @@ from harness.contracts.statistics import Statistics
 from harness.devices import alone_on
 from harness.families.table import family_of
 from harness.files import write_files
+from harness.layerwise.run import decide_by_layer
 from harness.refit.recalibrate import recalibrate
 from harness.refit.run import refit
 
@@ -136,7 +138,8 @@ def recovered(
             with clock.stage("refit"):
                 intact = open_for_pass(cell.model, state=root / "calibration" / "passes", **opened)
                 assert isinstance(intact, StreamedModel)
-                fitted = refit(intact, plan, cell.fits, cell.sequences, held_out.sequences, settings["batch_size"])
+                text = cell.sequences, held_out.sequences
+                fitted = refit(intact, plan, cell.fits, *text, settings["batch_size"], settings["all_tokens"])
             plan, told["refit"] = fitted.plan, fitted.told
         if cell.router is not None:
             with clock.stage("router"):
@@ -154,6 +157,8 @@ def recovered(
 
 
 def _rounds(cell: Cell, so_far: Path, root: Path, clock: Clock) -> tuple[Decision, Collected | None]:
+    if (asking := layerwise(cell.method)) is not None:
+        return _by_layer(cell, asking, root, clock)
     decision: Decision | None = None
     intact, model, fingerprint, wanted = None, cell.model, cell.contents["model"], cell.statistics
     for number, ratio in enumerate(cell.rounds, start=1):
@@ -176,23 +181,32 @@ def _rounds(cell: Cell, so_far: Path, root: Path, clock: Clock) -> tuple[Decisio
     return decision, intact
 
 
+def _by_layer(cell: Cell, method: LayerwiseMethod, root: Path, clock: Clock) -> tuple[Decision, Collected]:
+    settings = cell.config["calibration"]
+    opened = how_to_open(cell.config) | {"stream": "always"}
+    with clock.stage("plan"):
+        model = open_for_pass(cell.model, state=root / "calibration" / "passes", **opened)
+        assert isinstance(model, StreamedModel)
+        return decide_by_layer(
+            model,
+            method,
+            cell.rounds[0],
+            cell.config["seed"],
+            cell.sequences,
+            replace(_without_pass(cell.model), top_k=cell.shape.top_k),
+            settings["batch_size"],
+            settings["all_tokens"],
+            cell.lower_top_k,
+            settings["name"],
+        )
+
+
 def _statistics(
     cell: Cell, model: Path, fingerprint: str, wanted: frozenset[str], root: Path
 ) -> tuple[Statistics, Collected | None]:
     """The statistics of the checkpoint ``model``, and how they came about."""
     if not cell.method.requires:
-        model_config = read_config(model)
-        family = family_of(model_config)
-        empty = Statistics(
-            num_experts=family.num_experts(model_config),
-            top_k=family.top_k(model_config),
-            tokens=0,
-            layers={layer: {} for layer in family.moe_layers(model_config)},
-            n_group=family.router_groups(model_config),
-            expert_weights=expert_weights_reader(model, family),
-            router_rows=router_rows_reader(model, family),
-        )
-        return empty, None
+        return _without_pass(model), None
     return calibrate(
         model,
         _opener(cell, model, root),
@@ -203,6 +217,21 @@ def _statistics(
         shards=cell.config["calibration"]["shards"] if model == cell.model else None,
         device=cell.config["model"]["device"],
         **_of_pass(cell),
+    )
+
+
+def _without_pass(model: Path) -> Statistics:
+    """What is known of the checkpoint ``model`` without text."""
+    model_config = read_config(model)
+    family = family_of(model_config)
+    return Statistics(
+        num_experts=family.num_experts(model_config),
+        top_k=family.top_k(model_config),
+        tokens=0,
+        layers={layer: {} for layer in family.moe_layers(model_config)},
+        n_group=family.router_groups(model_config),
+        expert_weights=expert_weights_reader(model, family),
+        router_rows=router_rows_reader(model, family),
     )
 
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from harness.calibration.batches import evenly_spaced
 from harness.contracts.plan import LayerPlan, NewExpert, Source
 from harness.contracts.recovery import Fit
 from harness.errors import WinnowError
@@ -106,9 +107,8 @@ def _all_tokens(limit: int | None):  # type: ignore[no-untyped-def]
         new = plan.experts[place]
         if not _can_be_fitted(new) or new.is_whole:
             return new
-        all_of_them = torch.nonzero(~tokens.held_out).squeeze(1)
-        count = min(limit or len(all_of_them), len(all_of_them))
-        chosen = all_of_them[torch.arange(count, device=all_of_them.device) * len(all_of_them) // count]
+        every = torch.nonzero(~tokens.held_out).squeeze(1)
+        chosen = every[evenly_spaced(len(every), limit).to(every.device)]
 
         def triples() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
             for _, x in rows(tokens.hidden, chosen, experts):

@@ -57,7 +57,7 @@ def refit(
     told = {
         "fits": [{"objective": fit.name, "alpha": fit.alpha} for fit in fits],
         **counted(text),
-        **({} if all_tokens is None else {"all_tokens": all_tokens}),
+        **({"all_tokens": all_tokens} if all_tokens and any(fit.name == "all_tokens" for fit in fits) else {}),
         "layers": layers,
     }
     return Refitted(CompressionPlan(tuple(each.plan for each in found)), told)
