@@ -120,7 +120,7 @@ def validate(
         if layer.router is not None:
             rows = sum(new is not None for new in layer.route)
             _validate_array(layer.router, f"{where}: its router", (rows, hidden))
-        if not any(expert.sources for expert in layer.experts):
+        if layer.experts and not any(expert.sources for expert in layer.experts):
             raise WinnowError(f"{where}: no expert is left, only what replaces experts")
 
 
