@@ -184,6 +184,11 @@ def _layer_statistics(model: PreTrainedModel, layer: int, seen: list[RoutedDocum
         "max_activation": vector(),
         "output_mean": np.zeros((num_experts, seen[0].hidden.shape[1])),
         "output_square_sum": np.zeros((num_experts, seen[0].hidden.shape[1])),
+        "output_sum": np.zeros((num_experts, seen[0].hidden.shape[1])),
+        "gate_square_sum": vector(),
+        "gate_square_output_sum": np.zeros((num_experts, seen[0].hidden.shape[1])),
+        "difference_square_sum": np.zeros((num_experts, seen[0].hidden.shape[1])),
+        "input_gram": np.zeros((seen[0].hidden.shape[1],) * 2),
         "token_ids": np.zeros((num_experts, model.config.vocab_size), dtype=bool),
         "router_gram": np.zeros((num_experts, num_experts)),
         "router_document_distance": np.zeros((num_experts, num_experts)),
@@ -230,6 +235,7 @@ def _add_token(
     best = max(chosen, key=lambda j: chosen[j])
     total["top1_frequency"][best] += 1
     total["top1_score_sum"][best] += score[best]
+    total["input_gram"] += np.outer(x, x)
     for j in range(len(functions)):
         output = functions[j](x)
         total["output_mean"][j] += output
@@ -240,7 +246,11 @@ def _add_token(
             norm = math.sqrt(sum(v * v for v in output))
             total["frequency"][j] += 1
             total["token_ids"][j, document.ids[t]] = True
+            total["output_sum"][j] += output
             total["output_square_sum"][j] += output**2
+            total["gate_square_sum"][j] += chosen[j] ** 2
+            total["gate_square_output_sum"][j] += chosen[j] ** 2 * output
+            total["difference_square_sum"][j] += (x - output) ** 2
             total["gate_sum"][j] += chosen[j]
             total["ean_sum"][j] += norm
             total["weighted_ean_sum"][j] += chosen[j] * norm

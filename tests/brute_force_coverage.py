@@ -1,4 +1,4 @@
-"""What coverage reads, by plain float64 loops over documents, tokens and experts."""
+"""What coverage reads, and sums of inputs and channels, by plain float64 loops over documents, tokens and experts."""
 
 import re
 
@@ -46,6 +46,8 @@ def _layer(experts, passes) -> dict[str, np.ndarray]:
         "attribution_sum": np.zeros(count),
         "channel_square_sum": np.zeros((count, 3, width)),
         "input_square_sum": np.zeros((count, hidden)),
+        "input_sum": np.zeros((count, hidden)),
+        "channel_sum": np.zeros((count, width)),
         "channel_saliency_sum": np.zeros((count, width)),
         "released_attribution": np.zeros(count),
         "released_activation": np.zeros((count, width)),
@@ -64,6 +66,8 @@ def _layer(experts, passes) -> dict[str, np.ndarray]:
             for j, g, (gate, up, inner, output) in zip(chosen, shares, ran, strict=True):
                 total["attribution_sum"][j] += g * float(combined @ output) / scale
                 total["input_square_sum"][j] += x**2
+                total["input_sum"][j] += x
+                total["channel_sum"][j] += inner
                 squares[j] += np.stack([gate**2, up**2, inner**2])
                 total["channel_saliency_sum"][j] += np.abs(g * inner * (weights[j][4].T @ combined)) / scale
                 products[j].append(g * output * combined / scale)

@@ -18,7 +18,7 @@ from harness.calibration.recorder import Recorder
 from harness.calibration.streamed import Model, chunks
 from harness.calibration.tokens import TokenSequence
 from harness.calibration.unfinished import kept
-from harness.contracts.statistics import BY_ID, RELEASED, SAMPLED, STATISTICS
+from harness.contracts.statistics import BY_ID, NOVICES, RELEASED, SAMPLED, STATISTICS
 from harness.errors import WinnowError
 from harness.families.family import Family
 
@@ -31,11 +31,12 @@ def wanted_statistics(
     """What ``calibration.statistics`` asks for: ``auto``, ``needed``, ``all`` or a list of names.
 
     ``needed`` is what the method declares; ``auto`` adds ``also``, what the other methods of the sweep declare, so that
-    one pass serves them all; ``all`` adds everything but ``RELEASED``, ``SAMPLED`` and ``BY_ID``, each of which one
-    method alone reads; a list adds to what the method needs. Raises WinnowError for another setting and for an unknown
-    name.
+    one pass serves them all; ``all`` adds everything but ``RELEASED``, ``SAMPLED``, ``BY_ID`` and ``NOVICES``, each of
+    which few methods read; a list adds to what the method needs. Raises WinnowError for another setting and for an
+    unknown name.
     """
-    named = {"auto": also, "needed": frozenset(), "all": frozenset(STATISTICS) - RELEASED - SAMPLED - BY_ID}
+    everything = frozenset(STATISTICS) - RELEASED - SAMPLED - BY_ID - NOVICES
+    named = {"auto": also, "needed": frozenset(), "all": everything}
     if isinstance(setting, str):
         if setting not in named:
             raise WinnowError(f"calibration.statistics must be {', '.join(named)} or a list of names, not '{setting}'")

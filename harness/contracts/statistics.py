@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 
@@ -83,6 +83,17 @@ STATISTICS: dict[str, Statistic] = {
         ("E",), "routed pairs", "max", "largest signed element of f_j(x_t) over routed tokens, never below 0"
     ),
     "output_square_sum": Statistic(("E", "H"), "routed pairs", "sum", "sum over routed tokens of f_j(x_t) squared"),
+    "output_sum": Statistic(("E", "H"), "routed pairs", "sum", "sum over routed tokens of f_j(x_t)"),
+    "gate_square_sum": Statistic(("E",), "routed pairs", "sum", "sum over routed tokens of g_tj squared"),
+    "gate_square_output_sum": Statistic(
+        ("E", "H"), "routed pairs", "sum", "sum over routed tokens of g_tj squared * f_j(x_t)"
+    ),
+    "difference_square_sum": Statistic(
+        ("E", "H"), "routed pairs", "sum", "sum over routed tokens of x_t - f_j(x_t) squared"
+    ),
+    "input_sum": Statistic(("E", "H"), "routed pairs", "sum", "sum over routed tokens of x_t"),
+    "channel_sum": Statistic(("E", "I"), "routed pairs", "sum", "sum over routed tokens of h_tj"),
+    "input_gram": Statistic(("H", "H"), "all tokens", "sum", "sum over ALL tokens of x_t x_t^T"),
     "token_ids": Statistic(("E", "V"), "routed pairs", "max", "whether a token of this id is routed to the expert"),
     "output_mean": Statistic(("E", "H"), "all tokens", "token mean", "mean over ALL tokens of f_j(x_t), routed or not"),
     "router_gram": Statistic(("E", "E"), "router", "sum", "sum over all tokens of r_ti * r_tj, raw router logits"),
@@ -121,6 +132,11 @@ RELEASED = frozenset(name for name, declared in STATISTICS.items() if declared.m
 SAMPLED = frozenset(name for name, declared in STATISTICS.items() if declared.sees == "samples")
 # Read by ``vocabulary_coverage`` alone: large where the vocabulary is.
 BY_ID = frozenset(name for name, declared in STATISTICS.items() if "V" in declared.shape)
+# Read by what leaves novices alone (``methods.novices``): sums of vectors.
+NOVICES = frozenset({
+    "output_sum", "gate_square_sum", "gate_square_output_sum", "difference_square_sum", "input_sum", "channel_sum",
+    "input_gram",
+})  # fmt: skip
 # What a router with sigmoids gives other numbers for than a softmax of its logits, which these once were.
 ROUTER_SCORES = frozenset({"router_score_sum", "top1_score_sum"})
 # (E, E, ...): experts against experts
@@ -141,6 +157,55 @@ class ExpertWeights:
 Align = Callable[[int, Sequence[tuple[int, int]]], Sequence[tuple[int, ...]]]
 # Of fixed tokens: the router rows that are left -> gate values (T, k) and, as places among these rows, experts (T, k).
 Routing = Callable[[Sequence[int]], tuple[np.ndarray, np.ndarray]]
+
+
+class LayerLook(Protocol):
+    """What a method that decides layer by layer may ask of one layer, while its weights and its inputs are there.
+
+    T tokens that stand for all (``calibration.all_tokens`` of them, evenly spaced), each of which every expert is run
+    on, routed or not. E experts, H hidden size, I channels; h_j(x) (I,) goes into the down projection of expert j, p_tj
+    is the softmax of token t's router logits over all experts. Everything is float64.
+    """
+
+    @property
+    def tokens(self) -> int:
+        """T"""
+        ...
+
+    def output_cosine(self) -> np.ndarray:
+        """(E, E): mean over tokens of the cosine of f_i(x_t) and f_j(x_t), 0 where one of them is 0."""
+        ...
+
+    def output_mean(self, gated: bool) -> np.ndarray:
+        """(E, H): mean over tokens of f_j(x_t), or with ``gated`` of p_tj f_j(x_t)."""
+        ...
+
+    def channel_cosines(
+        self, pairs: Sequence[tuple[int, int]], shuffled: int | None = None
+    ) -> Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Of each pair (c, e) of experts: cosines (I, I) between channels of h_c and of h_e over tokens, and which
+        channels of h_c (I,) and of h_e (I,) are not 0 for every token.
+
+        With the seed ``shuffled`` the tokens of each expert come in a random order of its own.
+        """
+        ...
+
+    def document_saliency(self, power: int) -> np.ndarray:
+        """(E,): mean over ALL documents of the mean of p_tj ** power * |f_j(x_t)| over the document's tokens with j
+        among the k largest p_t; 0 for a document without any. Needs every token, not a sample."""
+        ...
+
+    def channel_features(self) -> np.ndarray:
+        """(E, I, q): of each channel its gate row, up row and down column as one unit vector, centred over the layer
+        and projected on q = 64 principal components, each times its singular value; unit vectors again.
+
+        By ``torch.pca_lowrank`` on the CPU, seed 0, two iterations, so that its random start is that of REAM's release.
+        """
+        ...
+
+
+def _no_look(layer: int) -> LayerLook:
+    raise WinnowError("these statistics were made without a look at the layers")
 
 
 def _no_weights(layer: int, expert: int) -> ExpertWeights:
@@ -165,7 +230,8 @@ class Statistics:
     ``router(layer, inputs)`` gives the ``Routing`` of what the router is given,
     (T, H), by the model's own rule. ``num_experts`` is E, the same in every layer of an uncompressed model;
     ``experts_left`` has the layers in which fewer are looked at (see ``restricted``). ``align``, where there is one,
-    is a faster way to what follows from ``expert_weights``.
+    is a faster way to what follows from ``expert_weights``. ``look(layer)`` is for methods that decide layer by layer
+    (``harness.contracts.layerwise``).
     """
 
     num_experts: int
@@ -178,6 +244,7 @@ class Statistics:
     router: Callable[[int, np.ndarray], Routing] = field(default=_no_router, repr=False)
     align: Align | None = field(default=None, repr=False)
     router_rows: Callable[[int], np.ndarray] = field(default=_no_rows, repr=False)
+    look: Callable[[int], LayerLook] = field(default=_no_look, repr=False)
 
     @property
     def shape(self) -> MoeShape:

@@ -68,6 +68,7 @@ def made_up_case(seed: int, layers: tuple[int, ...] = (0, 2, 3), num_experts: in
         raw[layer] = RawLayer(logits, gates, indices, outputs, ids, 50)
         rows[layer] = np.random.default_rng([seed, layer, 3]).normal(size=(num_experts, 6)).astype(np.float32)
         statistics[layer] = _statistics_of(raw[layer], probability) | _made_up_coverage(raw[layer], seed + layer)
+        statistics[layer] |= _made_up_inputs(statistics[layer], raw[layer], seed + layer)
         for j in range(num_experts):
             weights[layer, j] = ExpertWeights(*(rng.normal(size=s) for s in ((5, 6), (5, 6), (6, 5))))
     made = Statistics(
@@ -133,12 +134,29 @@ def _statistics_of(raw: RawLayer, probability: np.ndarray) -> dict[str, np.ndarr
         "weighted_ean_sum": (gate * norm).sum(0),
         "max_activation": np.where(routed[:, :, None], raw.outputs, 0).max((0, 2)),
         "output_square_sum": (routed[:, :, None] * raw.outputs**2).sum(0),
+        "output_sum": (routed[:, :, None] * raw.outputs).sum(0),
+        "gate_square_sum": (gate**2).sum(0),
+        "gate_square_output_sum": (gate[:, :, None] ** 2 * raw.outputs).sum(0),
         "token_ids": token_ids,
         "output_mean": raw.outputs.mean(0),
         "router_gram": raw.logits.T @ raw.logits,
         "router_document_distance": distance,
         "sampled_inputs": raw.logits,
         "sampled_output_gram": np.einsum("tih,tjh->ijt", raw.outputs, raw.outputs),
+    }
+
+
+def _made_up_inputs(found: Mapping[str, np.ndarray], raw: RawLayer, seed: int) -> dict[str, np.ndarray]:
+    """Sums of what goes into the experts, and is inside, that no square sum in ``found`` is too small for."""
+    rng = np.random.default_rng([seed, 4])
+    count = found["frequency"][:, None]
+    inputs = rng.normal(size=(len(raw.logits), raw.outputs.shape[2]))
+    differences = [sum((inputs[t] - raw.outputs[t, j]) ** 2 for t, _ in raw.routed(j)) for j in range(len(count))]
+    squares = {"input_sum": found["input_square_sum"], "channel_sum": found["channel_square_sum"][:, 2]}
+    return {
+        "difference_square_sum": np.array(differences),
+        "input_gram": inputs.T @ inputs,
+        **{name: np.sqrt(count * of) * rng.uniform(-0.9, 0.9, size=of.shape) for name, of in squares.items()},
     }
 
 

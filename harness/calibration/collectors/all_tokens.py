@@ -1,4 +1,4 @@
-"""The mean output of every expert over all tokens, whether they are routed to it or not."""
+"""Of all tokens, whatever they are routed to: the mean output of every expert, and the products of their inputs."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,6 +12,11 @@ from harness.calibration.collectors.events import AllTokens
 from harness.calibration.fused_experts import FusedExperts
 
 _CHUNK = 4096  # tokens that one expert sees at once: bounds the memory
+
+
+def input_gram(event: AllTokens, experts: FusedExperts) -> Tensor:
+    rows = event.real.to(torch.promote_types(event.real.dtype, torch.float32))
+    return (rows.T @ rows).double()
 
 
 @dataclass

@@ -82,3 +82,18 @@ def column_squares(rows: Tensor) -> Tensor:
     """(C,) float64: the sum of squares in each column of ``rows`` (n, C)."""
     precise = torch.promote_types(rows.dtype, torch.float32)
     return torch.linalg.vector_norm(rows, dim=0, dtype=precise).double().square()
+
+
+def column_moments(rows: Tensor) -> Tensor:
+    """(2, C) float64: sum and sum of squares in each column of ``rows`` (n, C).
+
+    About the columns' means, which are put back in float64: so a variance, in which they cancel, keeps its digits.
+    """
+    if not len(rows):
+        return torch.zeros(2, rows.shape[1], dtype=torch.float64, device=rows.device)
+    precise = torch.promote_types(rows.dtype, torch.float32)
+    middle = rows.mean(0, dtype=precise)
+    around = rows - middle
+    middle, rest = middle.double(), around.sum(0, dtype=precise).double()
+    squares = column_squares(around) + middle * (2 * rest + len(rows) * middle)
+    return torch.stack([len(rows) * middle + rest, squares])

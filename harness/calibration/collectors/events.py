@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from harness.calibration.batches import BatchLayout
+from harness.calibration.collectors.collector import by_group, column_moments
 
 _EPSILON = 1e-6  # added to |y_t|^2, as in coverage's released code
 
@@ -95,16 +96,25 @@ class PairActivations:
 
 @dataclass(frozen=True, eq=False)
 class PairOutputs:
-    """``output`` (S, H): f_j(x_t) of each pair."""
+    """``output`` (S, H): f_j(x_t) of each pair; ``hidden`` (N, H) goes into the experts, ``activations`` (S, I) into
+    their down projections."""
 
     pairs: RoutedPairs
     output: Tensor
+    hidden: Tensor
+    activations: Tensor
 
     @cached_property
     def norms(self) -> Tensor:
         """(S,) float64 L2 norms, added up in float32 or better."""
         precise = torch.promote_types(self.output.dtype, torch.float32)
         return torch.linalg.vector_norm(self.output, dim=1, dtype=precise).double()
+
+    @cached_property
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """(E, H) float64 each: sums of the outputs and of their squares over the tokens of each expert."""
+        both = by_group(self.pairs.bounds, lambda group: column_moments(self.output[group]))
+        return both[:, 0], both[:, 1]
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from harness.calibration.collectors.collector import by_group, column_squares, sum_by_expert, zeros
-from harness.calibration.collectors.events import PairOutputs, RoutedPairs
+from harness.calibration.collectors.events import PairActivations, PairOutputs, RoutedPairs
 from harness.calibration.fused_experts import FusedExperts
 
 
@@ -25,8 +25,40 @@ def weighted_ean_sum(event: PairOutputs, experts: FusedExperts) -> Tensor:
     return sum_by_expert(event.pairs.expert, event.norms * event.pairs.gate.double(), experts.num_experts)
 
 
+def output_sum(event: PairOutputs, experts: FusedExperts) -> Tensor:
+    return event.moments[0]
+
+
 def output_square_sum(event: PairOutputs, experts: FusedExperts) -> Tensor:
-    return by_group(event.pairs.bounds, lambda group: column_squares(event.output[group]))
+    return event.moments[1]
+
+
+def gate_square_sum(pairs: RoutedPairs, experts: FusedExperts) -> Tensor:
+    return sum_by_expert(pairs.expert, pairs.gate.double().square(), experts.num_experts)
+
+
+def gate_square_output_sum(event: PairOutputs, experts: FusedExperts) -> Tensor:
+    pairs = event.pairs
+    precise = torch.promote_types(event.output.dtype, torch.float32)
+
+    def weighted(group: slice) -> Tensor:
+        return (pairs.gate[group].to(precise).square() @ event.output[group].to(precise)).double()
+
+    return by_group(pairs.bounds, weighted)
+
+
+def difference_square_sum(event: PairOutputs, experts: FusedExperts) -> Tensor:
+    pairs = event.pairs
+    return by_group(pairs.bounds, lambda group: column_squares(event.hidden[pairs.token[group]] - event.output[group]))
+
+
+def input_sum(event: PairActivations, experts: FusedExperts) -> Tensor:
+    pairs = event.pairs
+    return by_group(pairs.bounds, lambda group: event.hidden[pairs.token[group]].sum(0, dtype=torch.float64))
+
+
+def channel_sum(event: PairActivations, experts: FusedExperts) -> Tensor:
+    return by_group(event.pairs.bounds, lambda group: event.activations[group].sum(0, dtype=torch.float64))
 
 
 @dataclass

@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 from harness.calibration.collected import Part
 from harness.calibration.collectors import coverage, pairs, router
-from harness.calibration.collectors.all_tokens import OutputMean
+from harness.calibration.collectors.all_tokens import OutputMean, input_gram
 from harness.calibration.collectors.collector import Collector, Sum, Term
-from harness.calibration.collectors.events import PairActivations, PairOutputs, RoutedPairs, RouterOutput
+from harness.calibration.collectors.events import AllTokens, PairActivations, PairOutputs, RoutedPairs, RouterOutput
 from harness.calibration.collectors.released import ReleasedActivation, ReleasedAttribution
 from harness.calibration.collectors.samples import SampledTokens
 from harness.calibration.fused_experts import FusedExperts
@@ -18,7 +18,14 @@ _SUMS: dict[str, tuple[type, Term]] = {
     "top1_score_sum": (RouterOutput, router.top1_score_sum),
     "ean_sum": (PairOutputs, pairs.ean_sum),
     "weighted_ean_sum": (PairOutputs, pairs.weighted_ean_sum),
+    "output_sum": (PairOutputs, pairs.output_sum),
     "output_square_sum": (PairOutputs, pairs.output_square_sum),
+    "gate_square_sum": (RoutedPairs, pairs.gate_square_sum),
+    "gate_square_output_sum": (PairOutputs, pairs.gate_square_output_sum),
+    "difference_square_sum": (PairOutputs, pairs.difference_square_sum),
+    "input_sum": (PairActivations, pairs.input_sum),
+    "channel_sum": (PairActivations, pairs.channel_sum),
+    "input_gram": (AllTokens, input_gram),
     "channel_square_sum": (PairActivations, coverage.channel_square_sum),
     "input_square_sum": (PairActivations, coverage.input_square_sum),
 }

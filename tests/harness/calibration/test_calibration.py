@@ -16,7 +16,7 @@ from harness.calibration.collected import Part
 from harness.calibration.collectors.table import collectors_for
 from harness.calibration.recorder import Recorder
 from harness.calibration.tokens import TokenSequence, tokenize
-from harness.contracts.statistics import BY_ID, RELEASED, SAMPLED, STATISTICS
+from harness.contracts.statistics import BY_ID, NOVICES, RELEASED, SAMPLED, STATISTICS
 from harness.data.rows import Document
 from harness.errors import WinnowError
 from harness.families.moe_block import MoeBlock, moe_block
@@ -250,8 +250,8 @@ def test_bad_input_says_what_is_wrong(sequences, names, batch_size, message):
 
 def test_what_a_setting_asks_for():
     needed = frozenset({"frequency"})
-    assert wanted_statistics("all", needed) == ORDER_FREE - BY_ID
-    assert wanted_statistics("all", RELEASED | SAMPLED | BY_ID) == ALL
+    assert wanted_statistics("all", needed) == ORDER_FREE - BY_ID - NOVICES
+    assert wanted_statistics("all", RELEASED | SAMPLED | BY_ID | NOVICES) == ALL
     assert wanted_statistics("needed", needed) == needed
     assert wanted_statistics("auto", needed) == needed
     assert wanted_statistics("auto", needed, also=frozenset({"gate_sum"})) == {"frequency", "gate_sum"}

@@ -20,7 +20,7 @@ from harness.calibration.drive import drive
 from harness.calibration.fused_experts import FusedExperts
 from harness.calibration.recorder import Recorder
 from harness.calibration.tokens import TokenSequence
-from harness.contracts.statistics import BY_ID, RELEASED, SAMPLED, SQUARE, STATISTICS
+from harness.contracts.statistics import BY_ID, NOVICES, RELEASED, SAMPLED, SQUARE, STATISTICS
 from harness.errors import WinnowError
 from harness.families.moe_block import moe_block
 from harness.families.table import FAMILIES
@@ -51,6 +51,7 @@ def test_groups_of_statistics_follow_from_the_declarations() -> None:
     assert {"released_attribution", "released_activation"} == RELEASED
     assert {"sampled_inputs", "sampled_output_gram"} == SAMPLED
     assert {"token_ids"} == BY_ID
+    assert NOVICES <= STATISTICS.keys()
     assert {"router_gram", "router_document_distance", "sampled_output_gram"} == SQUARE
     assert STATISTICS["token_ids"].sizes(8, 32, 16, vocabulary=300) == (8, 300)
     assert {name for name, declared in STATISTICS.items() if declared.itemsize != 8} == BY_ID
@@ -102,7 +103,8 @@ def test_the_recorder_hands_events_to_a_collector_it_has_never_heard_of() -> Non
     assert shapes[RouterOutput] == {"inputs": (12, 32), "logits": (12, 8), "gates": (12, 2), "indices": (12, 2)}
     assert shapes[RoutedPairs] == {"expert": (20,), "token": (20,), "gate": (20,), "order": (20,), "ends": (8,)}
     assert shapes[PairActivations] == {"hidden": (12, 32), "gate_up": (20, 32), "activations": (20, 16)}
-    assert shapes[PairOutputs] == {"output": (20, 32)} and shapes[AllTokens] == {"hidden": (12, 32)}
+    assert shapes[PairOutputs] == {"output": (20, 32), "hidden": (12, 32), "activations": (20, 16)}
+    assert shapes[AllTokens] == {"hidden": (12, 32)}
     assert shapes[WeightedOutputs]["slots"] == (12, 2, 32) and shapes[BlockOutput] == {"output": (12, 32)}
     assert recorder.arrays == {"pairs seen": 26}
 
@@ -126,6 +128,7 @@ def test_nothing_is_computed_that_no_collector_asks_for(monkeypatch: pytest.Monk
     linear = FusedExperts._linear
     monkeypatch.setattr(FusedExperts, "_linear", lambda self, x, *rest: calls.append(len(x)) or linear(self, x, *rest))
     lazy = [(RouterOutput, "scores"), (RouterOutput, "best"), (PairOutputs, "norms"), (AllTokens, "real")]
+    lazy += [(PairOutputs, "moments")]
     for event, name in [*lazy, (RoutedPairs, "bounds"), (RoutedPairs, "documents"), (BlockOutput, "scale")]:
         monkeypatch.setattr(event, name, property(lambda self, name=name: pytest.fail(name)))
     family = FAMILIES["qwen3_moe"]
