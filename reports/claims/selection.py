@@ -54,7 +54,7 @@ def _settings_match(wanted: Mapping[str, Any], record: Record) -> bool:
     for name in _STAGES:
         found = _variant(record, name)
         asked = str(wanted.get(name, "none"))
-        # A record says more than was asked for: "int4-g8-sym" is an "int4"; but "routed-refit-alpha0.1" is another refit.
+        # A record says more than was asked for: "int4-g8-sym" is an "int4"; "routed-refit-alpha0.1" is another refit.
         alike = found == f"{asked}-{name}" if name in RECOVERY else asked != "none" and found.startswith(asked)
         if found != asked and not alike:
             return False

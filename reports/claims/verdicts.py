@@ -25,7 +25,7 @@ from reports.claims.vocabulary import Claim, Contrast
 from reports.numbers.layer_samples import PARTS
 from reports.numbers.load import Panel
 from reports.numbers.paired import ALPHA, Comparison, holm
-from reports.tables.comparisons import size_text
+from reports.tables.comparisons import detectable_text
 
 HOLDS, REVERSED, NEGLIGIBLE, SMALLER = "holds", "reversed", "negligible", "smaller than said"
 UNDECIDED, NOT_TESTED = "undecided", "not tested"
@@ -186,13 +186,8 @@ def _direction(one: Evidence) -> str:
 def _detectable(one: Evidence, level: float) -> str:
     c = one.comparison
     assert c is not None and one.contrast is not None
-    size = c.detectable(level)
-    scale = sum(abs(weight) for weight, *_ in one.contrast.terms) / 2
-    if not math.isfinite(size):
-        return ""
-    if one.kind == "share" and size >= max(1.0, scale):
-        return " (no difference on the scale would be found)"
-    return f" (smallest detectable {size_text(one.kind, size)})"
+    scale = max(1.0, sum(abs(weight) for weight, *_ in one.contrast.terms) / 2)
+    return f" (smallest detectable: {detectable_text(one.kind, c.detectable(level), scale)})"
 
 
 def _needed(one: Evidence, c: Comparison, bound: float, level: float) -> str:

@@ -19,6 +19,8 @@ BOLD_NOTE = (
 def clearly_best(results: Results, rows: Sequence[Row], measure: Measure, comparer: Comparer) -> set[int]:
     """Places in ``rows`` of those that are significantly better than the second best of their ratio.
 
+    Rows that were repaired from calibration text compete among themselves (``Row.level``).
+
     p is two-sided, below 0.05 and Bonferroni-corrected for all pairs of the ratio's rows that have the measure. Rows
     further down are not asked: a poor one with few seeds may spread so widely that nothing differs from it for certain.
     The uncompressed model does not compete, nor a row without a finite value, nor one alone at its ratio.
@@ -31,7 +33,7 @@ def clearly_best(results: Results, rows: Sequence[Row], measure: Measure, compar
         and math.isfinite(result.estimate.value)
     }
     best = set()
-    for _, group in groupby(sorted(values, key=lambda place: rows[place].ratio), key=lambda place: rows[place].ratio):
+    for _, group in groupby(sorted(values, key=lambda place: rows[place].level), key=lambda place: rows[place].level):
         places = sorted(group, key=values.__getitem__, reverse=measure.higher_is_better)
         if len(places) > 1:
             found = comparer.difference(measure, rows[places[0]], rows[places[1]])

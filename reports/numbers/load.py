@@ -55,6 +55,11 @@ class Row:
         return self.calibration, self.ratio, self.method
 
     @property
+    def level(self) -> tuple[float, tuple[str, ...]]:
+        """Rows compete for the best with those of their ratio that were repaired from calibration text as they were."""
+        return self.ratio, self.records[0].recovered()
+
+    @property
     def label(self) -> str:
         """The method as tables name it: with a word where a cell of the row is broken, or made from something else."""
         marks = ["broken"] if any(faults(record) for record in self.records) else []

@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from harness.contracts.record import Record, Score
-from reports.numbers.comparable import differing
+from reports.numbers.contrasts import Comparer
+from reports.numbers.differences import row_difference
 from reports.numbers.load import Panel, Row, RowKey
 from reports.numbers.probes import NGRAM_DIVERSITY, diagnostic_measures, has_diversity, tabled_tasks
-from reports.numbers.statistics import Estimate, Measure, Part, difference, estimate
+from reports.numbers.statistics import Estimate, Measure, Part, estimate
 
 GENERATIVE, CHOICE, PERPLEXITY, PROBE = "generative", "choice", "perplexity", "probe"
 _KINDS = (GENERATIVE, CHOICE, PERPLEXITY)
@@ -241,21 +242,15 @@ def evaluate(panel: Panel) -> Results:
         {m.name: m for m in (*main, *parts, *diagnostic_measures(records), *stand.domains.values())}.values()
     )
     found: dict[tuple[RowKey, str], Result] = {}
-    # Measure by measure, since all rows share the resamples of a measure.
+    comparer = Comparer()
     for measure in measures:
         for row in panel.all_rows():
             value = estimate(measure, row.records)
             if value is not None:
-                compared = None if row is panel.baseline else _difference(measure, row, panel.baseline)
+                base = None if row is panel.baseline else panel.baseline
+                compared = None if base is None else row_difference(measure, row, base, comparer)
                 found[(row.key, measure.name)] = Result(value, compared)
     return Results(panel, tuple(measures), found, tuple(main), stand)
-
-
-def _difference(measure: Measure, row: Row, baseline: Row | None) -> Estimate | None:
-    tasks = [part.task for part in measure.parts]
-    if baseline is None or any(differing(record, baseline.records[0], tasks) for record in row.records):
-        return None
-    return difference(measure, row.records, baseline.records[0], row.items, baseline.items[0])
 
 
 # --- sizes ------------------------------------------------------------------------------------------------------------

@@ -263,16 +263,23 @@ function drawChart() {
 // Tables that are given -------------------------------------------------------------------------------------------
 function drawClaims() {
   if (!claims) return;
-  const kinds = { holds: "good", "does not hold": "bad" };
+  const kinds = { holds: "good", reversed: "bad", "smaller than said": "bad" };
+  // A contrast on other corpora and of each domain, the claim's own reading first.
+  const byCorpus = (c) => c.evidence.filter((e) => e.corpora && e.corpora.length > 1).map((e) => {
+    const domains = [...new Set(e.corpora.flatMap((row) => Object.keys(row.parts)))];
+    return h("table", {}, head("corpus", domains.length ? "all" : "effect", ...domains), h("tbody", {}, e.corpora.map((row) =>
+      h("tr", {}, h("td", { class: "text" }, row.corpus || `${c.corpus} (the claim)`), h("td", {}, row.all), ...domains.map((name) => h("td", {}, row.parts[name] || "–"))))));
+  });
   $("claims-section").hidden = false;
   $("claims-tally").textContent = Object.entries(claims.reduce((m, c) => ({ ...m, [c.verdict]: (m[c.verdict] || 0) + 1 }), {})).map(([verdict, count]) => `${count} ${verdict}`).join(", ") + ". As winnow-report claims found it when it was last run.";
   const row = (c) => h("tr", { "data-claim": c.id },
     h("td", { class: "text" }, h("span", { class: `tag ${kinds[c.verdict] || "open"}` }, c.verdict)),
     h("td", { class: "prose" }, c.says, h("small", {}, ` (${c.source})`)),
+    h("td", { class: "text" }, c.corpus || "–"),
     h("td", {}, c.p_corrected === null ? "–" : c.p_corrected < 0.001 ? "< 0.001" : c.p_corrected.toFixed(3)),
     h("td", { class: "prose" }, h("details", {}, h("summary", {}, c.missing.length ? `missing cells: ${c.missing.length}` : `contrasts: ${c.evidence.length}`),
-      [...c.evidence.map((e) => e.text), c.more, ...c.missing.map((m) => `${m.cell}: ${m.why}`), ...c.commands].filter(Boolean).map((line) => h("p", {}, line)))));
-  const rows = (found) => [head("verdict", "claim", "p", "what was seen"), h("tbody", {}, found.map(row))];
+      [...c.evidence.map((e) => e.alone ? `${e.text}; ${e.alone} alone carries it` : e.text), c.more, c.note && `only ${c.note}`, ...c.missing.map((m) => `${m.cell}: ${m.why}`), ...c.commands].filter(Boolean).map((line) => h("p", {}, line)), byCorpus(c))));
+  const rows = (found) => [head("verdict", "claim", "corpus", "p", "what was seen"), h("tbody", {}, found.map(row))];
   const untested = claims.filter((c) => c.verdict === "not tested");
   if (untested.length < claims.length) $("claims-table").append(...rows(claims.filter((c) => !untested.includes(c))));
   $("claims-untested").hidden = !untested.length;

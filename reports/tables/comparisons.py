@@ -18,7 +18,8 @@ _COMMON_NOTE = (
     "items that both answered (n: {n}); one yes-or-no score of two single cells is tested by McNemar's exact test, "
     "everything else by Student's t with the squared standard errors of the items, each task by itself, and of the "
     "seeds added up{seeds}. Where a difference is not significant, det. is the smallest that would have been found "
-    "with 80 % power at the level {level:.1g} of a single one of these tests.{broken}"
+    "with 80 % power at the level {level:.1g} of a single one of these tests (none: no difference on the scale "
+    "would).{broken}"
 )
 
 
@@ -57,7 +58,7 @@ def best_tests(results: Results, corpus: str, comparer: Comparer) -> Table | Non
     """
     rows = results.panel.of_corpus(corpus)
     measures = compared_measures(results)
-    pairs = [(i, j) for i, j in combinations(range(len(rows)), 2) if rows[i].ratio == rows[j].ratio]
+    pairs = [(i, j) for i, j in combinations(range(len(rows)), 2) if rows[i].level == rows[j].level]
     found = {
         (i, j, m.name): one
         for m in measures
@@ -67,10 +68,10 @@ def best_tests(results: Results, corpus: str, comparer: Comparer) -> Table | Non
     if not found:
         return None
     corrected = dict(zip(found, holm([one.p for one in found.values()]), strict=True))
-    best = {(rows[i].ratio, m.name): _best(results, rows, rows[i].ratio, m) for m in measures for i, _ in pairs}
+    best = {(rows[i].level, m.name): _best(results, rows, rows[i], m) for m in measures for i, _ in pairs}
 
     def entry(place: int, measure: Measure) -> str:
-        other = best.get((rows[place].ratio, measure.name))
+        other = best.get((rows[place].level, measure.name))
         if other is None or other == place:
             return MISSING if other is None else "best"
         key = (min(place, other), max(place, other), measure.name)
@@ -114,6 +115,12 @@ def size_text(kind: str, size: float) -> str:
     return f"×{_factor(size)}" if kind == "perplexity" else format_value(kind, abs(size))
 
 
+def detectable_text(kind: str, size: float, scale: float = 1.0) -> str:
+    """The smallest detectable effect; "none" where that is larger than any on the scale of shares (``scale`` of 1)."""
+    beyond = not math.isfinite(size) or kind == "share" and size >= scale
+    return "none" if beyond else size_text(kind, size)
+
+
 def _factor(logarithm: float) -> str:
     return format_value("perplexity", math.exp(logarithm) if logarithm < 700 else math.inf)
 
@@ -124,14 +131,14 @@ def _entry(measure: Measure, one: Comparison | None, corrected: float, tests: in
     text = f"{effect_text(measure.kind, one)}, {p_text(corrected)}"
     if corrected < ALPHA:
         return text
-    return f"{text}, det. {size_text(measure.kind, one.detectable(ALPHA / tests))}"
+    return f"{text}, det. {detectable_text(measure.kind, one.detectable(ALPHA / tests))}"
 
 
-def _best(results: Results, rows: Sequence[Row], ratio: float, measure: Measure) -> int | None:
+def _best(results: Results, rows: Sequence[Row], like: Row, measure: Measure) -> int | None:
     values = {
         place: result.estimate.value
         for place, row in enumerate(rows)
-        if row.ratio == ratio
+        if row.level == like.level
         and (result := results.get(row, measure)) is not None
         and math.isfinite(result.estimate.value)
     }

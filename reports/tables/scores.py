@@ -300,18 +300,18 @@ def _difference_note(results: Results, rows: Sequence[Row], measures: Sequence[M
     sources = []
     if paired:
         sources.append(
-            "from a paired bootstrap over the items that both answered, each task resampled by itself, for "
-            + format_list(paired)
+            "of its paired test over the items that both answered, each task by itself, for " + format_list(paired)
         )
     if unpaired:
         sources.append(
-            "from the two recorded intervals, unpaired (Newcombe's square-and-add), for "
+            "from the two recorded intervals, unpaired, for "
             + format_list(unpaired)
             + (" where samples are missing or do not carry the score" if set(paired) & set(unpaired) else "")
         )
     return (
         "The row's score less that of the uncompressed model, with a 95 % interval "
-        f"{', and '.join(sources)} (n: {_counts(measures, rows)}); percent scores differ in points."
+        f"{', and '.join(sources)} (n: {_counts(measures, rows)}); percent scores differ in points, and a "
+        "perplexity's interval is that of the factor, times the baseline's."
         f"{_seed_sentence(rows)}{_sentences(elsewhere(results.panel))}"
     )
 

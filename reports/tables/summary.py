@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from harness.contracts.record import STAGES, Record, Sample
 from harness.text import aligned
 from reports.numbers.broken import faults
+from reports.numbers.differences import difference
 from reports.numbers.measures import (
     averages,
     main_measures,
@@ -13,7 +14,7 @@ from reports.numbers.measures import (
     times_smaller,
 )
 from reports.numbers.probes import diagnostic_measures
-from reports.numbers.statistics import Items, Measure, difference, estimate
+from reports.numbers.statistics import Items, Measure, estimate
 from reports.tables.formats import MISSING, format_estimate
 
 
@@ -26,7 +27,7 @@ def cell_table(
     """Score, 95 % interval, baseline and difference, a line a measure; then size and expert parameters
     removed. What is broken or was not measured stands above, and that there is no baseline.
 
-    Differences are paired where both lists of samples are given, by the rules of ``reports.numbers.statistics``, so
+    Differences are paired where both lists of samples are given, by the rules of ``reports.numbers.differences``, so
     that they are the ones that a report will show.
     """
     stand = averages(reference_columns([record], baseline))

@@ -71,7 +71,7 @@ def test_undecided_says_how_many_more(panel):
     assert found.verdict == "undecided" and found.p == pytest.approx(0.125)  # 4 items won, none lost
     needed = seen.items_needed(0.0, 0.05)
     assert 40 < needed < 200 and f"{needed - 40:,.0f} more items than the 40" in found.more
-    assert "smallest detectable" in found.more
+    assert "smallest detectable: " in found.more
 
 
 def test_undecided_by_chance_asks_for_seeds(tmp_path):

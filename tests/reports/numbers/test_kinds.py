@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.stats import t
 
 from harness.contracts.intervals import bootstrap_perplexity, wilson
 from harness.contracts.record import Record, Sample, Score
@@ -111,11 +112,12 @@ def test_paired_differences_are_stratified_by_task_and_weighted(results):
         assert found.paired and found.value == pytest.approx(
             sum(w * differences[task].mean() for task, w in weights.items())
         )
-        drawn = sum(
-            w * draw.choice(differences[task], (20_000, len(differences[task]))).mean(axis=1)
-            for task, w in weights.items()
-        )
-        assert (found.low, found.high) == pytest.approx(np.percentile(drawn, (2.5, 97.5)), abs=0.01)
+        padded = {task: np.append(differences[task], (1, -1)) for task in weights}
+        squares = np.array([w**2 * padded[task].var() / len(padded[task]) for task, w in weights.items()])
+        df = squares.sum() ** 2 / np.sum(squares**2 / [len(padded[task]) - 3 for task in weights])
+        centre = sum(w * padded[task].mean() for task, w in weights.items())
+        half = t.ppf(0.975, df) * math.sqrt(squares.sum())
+        assert (found.low, found.high) == pytest.approx((centre - half, centre + half))
     found = results.get(row, results.averages.perplexity).difference
     logs = [np.zeros(20_000), np.zeros(20_000)]
     for task in TEXTS:
@@ -123,8 +125,9 @@ def test_paired_differences_are_stratified_by_task_and_weighted(results):
         for side in (0, 1):
             nll, tokens = losses(task, side)
             logs[side] += nll[chosen].sum(axis=1) / tokens[chosen].sum(axis=1) / 2
-    drawn = np.exp(logs[1]) - np.exp(logs[0])
-    assert found.paired and (found.low, found.high) == pytest.approx(np.percentile(drawn, (2.5, 97.5)), abs=0.15)
+    factors = np.percentile(np.exp(logs[1] - logs[0]), (2.5, 97.5))
+    base = results.get(results.panel.baseline, results.averages.perplexity).estimate.value
+    assert found.paired and (found.low / base + 1, found.high / base + 1) == pytest.approx(factors, abs=0.02)
 
 
 def test_tests_of_an_average_weigh_its_tasks(results):

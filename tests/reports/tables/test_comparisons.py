@@ -14,6 +14,7 @@ from reports.tables.comparisons import (
     baseline_tests,
     best_tests,
     compared_measures,
+    detectable_text,
     effect_text,
     p_text,
     reverse,
@@ -114,3 +115,9 @@ def test_no_table_without_a_baseline_or_a_second_row(tmp_path):
     RecordStore(tmp_path).write(*make_cell("reap", 0.5, "mixed", 0, RIGHT["reap"][0.5]))
     results = evaluate(load_panels(tmp_path)[0])
     assert baseline_tests(results, "mixed", Comparer()) is None and best_tests(results, "mixed", Comparer()) is None
+
+
+def test_what_no_difference_could_show_is_none():
+    assert detectable_text("share", 8.249) == detectable_text("number", math.inf) == "none"
+    assert detectable_text("share", 0.059) == "5.9" and detectable_text("share", 1.5, 2.0) == "150.0"
+    assert detectable_text("perplexity", math.log(2)) == "×2.00"

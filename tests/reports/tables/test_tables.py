@@ -62,13 +62,13 @@ def test_difference_table_numbers(results):
     assert reap["Δ perplexity"].startswith("+2.00 [")
     assert reap["Δ 3-gram diversity"] == "−0.100 [−0.142, −0.058]"  # 0.03 * sqrt(2) to each side
     paired, unpaired = table.note.split("and from the two recorded intervals")
-    assert "paired bootstrap" in paired and "perplexity" in paired and "diversity" not in paired
+    assert "paired test" in paired and "perplexity" in paired and "diversity" not in paired
     assert "diversity" in unpaired and "n: code 40, math 40, writing 20" in unpaired
 
 
 def test_without_samples_differences_say_that_they_are_unpaired(corpora_results, results):
     table = difference_table(corpora_results, "mixed")
-    assert "unpaired" in table.note and "bootstrap" not in table.note
+    assert "unpaired" in table.note and "paired test" not in table.note
     without, having = (row_of(one, "0.5", "reap") for one in (table, difference_table(results, "mixed")))
     assert without["Δ code (points)"].split()[0] == having["Δ code (points)"].split()[0]
     assert without["Δ code (points)"] != having["Δ code (points)"]
