@@ -314,11 +314,11 @@ def _stratum(
 ) -> tuple[float, float, float, np.ndarray] | None:
     """Mean, centre of its interval, its squared error, and the items apart from it; None for too few to tell."""
     n = len(total)
+    if n < 2:
+        return None
     if kind == "share":
         padded = np.concatenate([total, extremes])
         return float(total.mean()), float(padded.mean()), float(padded.var()) / (n + 2), total - total.mean()
-    if n < 2:
-        return None
     mean = float(total.sum() / weight.sum()) if kind == "perplexity" else float(total.mean())
     apart = (total - mean * weight) / weight.mean() if kind == "perplexity" else total - mean
     # What rounding alone sets apart is equal: a tiny variance would be a certainty.
