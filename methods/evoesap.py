@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 Numbers = tuple[int, ...]  # one for each layer
 
-VERSION = "1"  # raised where the search finds something else with the same settings
+VERSION = ""  # of the search, behind the method's: " (evoesap 2)" where it finds something else with the same settings
 TRIES = 32  # steps that a child may try, allowed or not
 REDRAWN = 100  # children that are drawn, for one that has not been seen before
 
@@ -165,8 +165,9 @@ def child_of(parent: Numbers, room: int, search: Search, rng: np.random.Generato
     for _ in range(TRIES):
         if wanted == 0:
             break
-        giver = int(rng.choice([place for place in range(layers) if child[place] > 0]))
-        taker = int(rng.choice([place for place in range(layers) if child[place] < room]))
+        givers = [place for place in range(layers) if child[place] > 0]
+        takers = [place for place in range(layers) if child[place] < room]
+        giver, taker = givers[int(rng.integers(len(givers)))], takers[int(rng.integers(len(takers)))]
         delta = int(rng.integers(1, search.max_delta + 1))
         if giver == taker or child[giver] < delta or child[taker] + delta > room:
             continue

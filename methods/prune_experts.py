@@ -61,7 +61,7 @@ class ExpertPruning:
 
     @property
     def version(self) -> str:
-        return "1" if self.search is None else f"1 (evoesap {evoesap.VERSION})"
+        return "1" if self.search is None else f"1{evoesap.VERSION}"
 
     @property
     def requires(self) -> frozenset[str]:

@@ -1,6 +1,8 @@
 """EvoESAP's search over whole numbers, and the budgets of a method that it finds."""
 
+import hashlib
 import itertools
+import json
 import math
 from dataclasses import replace
 from fractions import Fraction
@@ -19,7 +21,17 @@ from harness.records.identity import without
 from methods.chain import Chain
 from methods.coverage import Coverage
 from methods.criteria import CRITERIA
-from methods.evoesap import PATTERNS, Numbers, Search, child_of, evolve, first_plans, search_from, whole_numbers
+from methods.evoesap import (
+    PATTERNS,
+    VERSION,
+    Numbers,
+    Search,
+    child_of,
+    evolve,
+    first_plans,
+    search_from,
+    whole_numbers,
+)
 from methods.prune_experts import ExpertPruning
 from methods.schedule import Schedule
 from tests.methods.conftest import Case, made_up_case
@@ -170,6 +182,13 @@ def test_a_seed_gives_one_search_and_equals_keep_their_order() -> None:
     assert evolve(lambda plans: [0.5] * len(plans), 5, 25, 9, Search(), 0).best == (5,) * 5
 
 
+def test_who_changes_what_the_search_looks_at_raises_its_version() -> None:
+    worth, asked = towards((0, 9, 3, 8, 5))
+    evolve(worth, 5, 25, 9, Search(), 0)
+    digest = hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]
+    assert (digest, VERSION) == ("622c855d5a572f4d", "")
+
+
 def test_sizes_follow_the_model_unless_they_are_given() -> None:
     assert [Search().sized(layers) for layers in (2, 6, 16, 48)] == [(12, 8), (12, 12), (32, 32), (32, 50)]
     readme = Search(population=32, generations=50)
@@ -269,7 +288,7 @@ def test_budgets_are_exact(seed: int) -> None:
 def test_it_asks_for_a_search_and_a_version_and_a_seed_of_its_own() -> None:
     method = evoesap("weight_norm")
     assert searching(method) is method and method.search == Search()
-    assert (method.version, method.uses_seed) == ("1 (evoesap 1)", True)
+    assert (method.version, method.uses_seed) == ("1" + VERSION, True)
     plain = ExpertPruning("weight_norm", "weight_norm")
     assert searching(plain) is None and (plain.version, plain.uses_seed) == ("1", False)
     assert method.mean_layer == plain
