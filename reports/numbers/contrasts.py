@@ -168,7 +168,9 @@ class Comparer:
             for part in term.measure.parts:
                 found = self._seeds(term, part) or []
                 weight = term.weight * term.measure.share(part)
-                variances.append(float(np.mean([(weight * one.error) ** 2 for one in found])))
+                # Of a single sample nothing is known of how samples vary.
+                squares = [(weight * one.error) ** 2 if one.n > 1 else math.inf for one in found]
+                variances.append(float(np.mean(squares)))
                 counts.append(min(one.n for one in found))
         effect = float(sum(values.mean() for values in of_rows.values()))
         return _Over(effect, effect, variances, [math.inf] * len(variances), min(counts))
