@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from harness.contracts.composition import compose
+from harness.contracts.layerwise import layerwise
 from harness.contracts.method import Decision, Method
 from harness.contracts.plan import CompressionPlan
 from harness.contracts.search import searching
@@ -33,6 +34,8 @@ class Chain:
         self._share()
         if searching(self.first) or searching(self.second):
             raise WinnowError(f"method '{self.name}': allocation=evoesap is not for a stage of another method")
+        if layerwise(self.first) or layerwise(self.second):
+            raise WinnowError(f"method '{self.name}': a stage of it cannot decide layer by layer, as ream does")
 
     def _share(self) -> Fraction:
         try:

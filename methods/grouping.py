@@ -1,6 +1,7 @@
 """Grouping experts: agglomerative clustering with an exact number of groups, and the merging plan."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 from scipy.cluster.hierarchy import linkage as scipy_linkage  # type: ignore[import-untyped]
@@ -32,6 +33,11 @@ def merge_groups(
         share = {j: float(weights[j]) / total if total > 0 else 1.0 / len(members) for j in members}
         experts.append(NewExpert(tuple(Source(j, share[j], permutations.get(j)) for j in members)))
     return LayerPlan(layer, tuple(experts), tuple(labels))
+
+
+def only_rows(plan: LayerPlan, rows: Sequence[int]) -> LayerPlan:
+    """The same without any other router row than ``rows``."""
+    return replace(plan, route=tuple(new if row in rows else None for row, new in enumerate(plan.route)))
 
 
 def renumber(labels: Sequence[int]) -> list[int]:

@@ -2,21 +2,21 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import ClassVar
 
 import numpy as np
 
 from harness.contracts.method import Decision
-from harness.contracts.plan import CompressionPlan, LayerPlan
+from harness.contracts.plan import CompressionPlan
 from harness.contracts.shape import MoeShape
 from harness.contracts.statistics import ExpertWeights, Statistics
 from harness.errors import WinnowError
 from methods import criteria
 from methods.budget import kept_experts, parse_ratio
 from methods.checks import check_option, finite, statistic, warn_of_never_routed
-from methods.grouping import merge_groups
+from methods.grouping import merge_groups, only_rows
 from methods.prune_experts import keep_in_layer
 
 IMPORTANCES = ("reap", "frequency", "soft_count")
@@ -93,7 +93,7 @@ class Partial:
             cosine = self._cosine(statistics, layer, joining, bases)
             leader = {j: j for j in staying} | {j: bases[int(np.argmax(cosine[j, bases]))] for j in joining}
             labels = [staying.index(leader[j]) for j in range(statistics.num_experts)]
-            plans.append(_only_rows(merge_groups(layer, labels, values), staying))
+            plans.append(only_rows(merge_groups(layer, labels, values), staying))
             groups[layer] = labels
         return Decision(CompressionPlan(tuple(plans)), groups=groups)
 
@@ -134,7 +134,3 @@ def fill_gram(
             other = flat(i)
             gram[i, i] = other @ other
             gram[i, j] = one @ other
-
-
-def _only_rows(plan: LayerPlan, rows: list[int]) -> LayerPlan:
-    return replace(plan, route=tuple(new if row in rows else None for row, new in enumerate(plan.route)))

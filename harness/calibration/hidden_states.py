@@ -34,7 +34,7 @@ class Passage(Protocol):
 
 class HiddenStates(Protocol):
     def through(self, layer: int, last: bool) -> AbstractContextManager[Passage]:
-        """All batches go through ``layer`` meanwhile; behind the ``last`` one nothing is kept."""
+        """All batches go through ``layer`` meanwhile; behind the ``last`` one nothing is kept, and they may go again."""
         ...
 
 
@@ -53,7 +53,8 @@ class InMemory:
         return self._values[self._at]
 
     def put(self, behind: Tensor) -> None:
-        self._values[self._at] = None if self._last else behind.cpu()
+        if not self._last:
+            self._values[self._at] = behind.cpu()
         self._at += 1
 
 

@@ -32,10 +32,11 @@ class SearchReport:
 
 @dataclass(frozen=True)
 class Decision:
-    """A plan and why: ``saliency`` (layer -> (E,), pruning) or ``groups`` (layer -> E labels, merging).
+    """A plan and why: ``saliency`` (layer -> (E,), pruning), ``groups`` (layer -> E labels, merging), or both.
 
     The expert of the lowest saliency goes first, or with ``largest_goes`` that of the largest. The label of an old
-    expert is the index of its new expert in the plan. ``search`` is there where the budget was searched.
+    expert is the index of its new expert in the plan. ``search`` is there where the budget was searched, ``all_tokens``
+    where every expert was run on so many tokens, routed or not.
     """
 
     plan: CompressionPlan
@@ -43,6 +44,7 @@ class Decision:
     groups: dict[int, list[int]] | None = None
     largest_goes: bool = False
     search: SearchReport | None = None
+    all_tokens: int | None = None
 
 
 class Method(Protocol):
