@@ -34,6 +34,7 @@ from reports.tables.comparisons import baseline_tests, best_tests
 from reports.tables.diagnostics import drift_table, generation_table
 from reports.tables.formats import Table, in_markdown, to_latex, to_markdown
 from reports.tables.published import published_table
+from reports.tables.recovery import recovery_table
 from reports.tables.scores import (
     cost_table,
     difference_table,
@@ -228,6 +229,7 @@ def _sections(folder: Path, all_results: Sequence[Results]) -> tuple[list[str | 
             text += _tables([calibration_table(results, corpus)])
             text.append(picture("reliability", RELIABILITY_NOTE))
             text += _tables([consistency_table(results, corpus)])
+            text += _tables([recovery_table(results.panel, corpus)])
             text += _tables([layers.layer_table(folder, results.panel, corpus)])
             text.append(picture("layers", layers.FIGURE_NOTE))
             text += _tables([baseline_tests(results, corpus, comparer), best_tests(results, corpus, comparer)])
