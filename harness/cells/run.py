@@ -138,7 +138,9 @@ def _compute(cell: Cell, folder: Path, root: Path, tracker: Tracker | None) -> t
     )
     before = {key.removesuffix("_before"): value for key, value in made.applied.items() if key.endswith("_before")}
     plan, layout = made.decision.plan, made.applied["layout"]
-    whole = all(new is not None for layer in plan.layers for new in layer.route)
+    has_place = [[e.constant is None and e.low_rank is None for e in layer.experts] for layer in plan.layers]
+    of_layers = zip(plan.layers, has_place, strict=True)
+    whole = all(new is not None and places[new] for layer, places in of_layers for new in layer.route)
     record = replace(
         record_of(cell, cell.description, clock, evaluation),
         sizes=size_summary(made.applied, before, layout, expandable=whole and cell.quantization is None),

@@ -79,7 +79,9 @@ def diagnose(
         layer, original = watch.plan, watch.original
         after = replay(block, original.passed.hidden)
         # Padding beside what is stored would count as an expert otherwise.
-        outputs = survey(block.experts, original.passed.hidden, len(layer.experts))
+        standins = getattr(block.experts, "standins", None)
+        count = len(layer.experts) if standins is None else standins.experts
+        outputs = survey(block.experts, original.passed.hidden, count)
         numbers = output_numbers(layer, original, after, outputs, folds)
         numbers |= weight_numbers(layer, partial(reader, index), align, pairs)
         layers[str(index)] = numbers

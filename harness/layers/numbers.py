@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from harness.contracts.intervals import bootstrap_mean
-from harness.contracts.plan import LayerPlan
+from harness.contracts.plan import LayerPlan, NewExpert
 from harness.contracts.record import Score
 from harness.contracts.statistics import ExpertWeights
 from harness.errors import WinnowError
@@ -30,7 +30,9 @@ def output_numbers(
     ``after`` and ``outputs`` are of the compressed layer on the same tokens. Raises WinnowError where it computes NaN
     or infinity.
     """
-    passed, rows = before.passed, rows_by_expert(plan)
+    passed, stored = before.passed, [index for index, new in enumerate(plan.experts) if new.sources]
+    rows = {new: of_new for new, of_new in rows_by_expert(plan).items() if new in stored}
+    chosen = after.indices if len(stored) == len(plan.experts) else after.indices[after.gates != 0]
     tokens = len(passed.gates)
     error = (passed.output.double() - after.output.double()).pow(2).sum(1).numpy()
     if not np.isfinite(error).all():
@@ -49,12 +51,12 @@ def output_numbers(
         "explained_before": theory.explained(before.outputs.gram),
         "explained_after": theory.explained(outputs.gram),
         "load_entropy_before": theory.load_entropy(np.bincount(passed.indices.reshape(-1).numpy())),
-        "load_entropy_after": theory.load_entropy(np.bincount(after.indices.reshape(-1).numpy())),
+        "load_entropy_after": theory.load_entropy(np.bincount(chosen.reshape(-1).numpy())),
         "singleton_share": float(np.mean([len(of_new) == 1 for of_new in rows.values()])),
         "largest_group": max(map(len, rows.values())),
         "rows": len(plan.route),
-        "experts": len(plan.experts),
-        "kept": [row for row, new in enumerate(plan.route) if new is not None] if plan.is_pruning else None,
+        "experts": len(stored),
+        "kept": [row for row, new in enumerate(plan.route) if new in stored] if plan.is_pruning else None,
         "left_out": {},  # without one fold at a time, in the order of the folds
     }
     estimate("measured_error", theory.ratio_of(theory.by_fold(error, folds), energy))
@@ -91,10 +93,10 @@ def _group_numbers(plan: LayerPlan, before: Original, energy: float) -> list[dic
 
 
 def _is_predictable(plan: LayerPlan) -> bool:
-    """The theory knows experts that are merged or removed, not channels that go."""
+    """The theory knows experts that are merged or removed, not channels that go, nor what is fitted or stands in."""
     rows = rows_by_expert(plan)
-    return all(
-        new.channels is None and set(rows[index]) <= {source.expert for source in new.sources}
+    return plan.router is None and all(
+        new == NewExpert(new.sources) and set(rows[index]) <= {source.expert for source in new.sources}
         for index, new in enumerate(plan.experts)
     )
 
@@ -116,7 +118,7 @@ def weight_numbers(
     merged.
     """
     grouped, of_group = [], []
-    for place, new in enumerate(plan.experts):
+    for place, new in ((place, new) for place, new in enumerate(plan.experts) if new.sources):
         first = max(new.sources, key=lambda source: source.weight).expert
         others = [source.expert for source in new.sources if source.expert != first]
         grouped += [(first, other) for other in others]

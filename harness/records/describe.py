@@ -17,26 +17,32 @@ PACKAGES = (
 def plan_summary(
     plan: CompressionPlan, width: int | None, thresholds: Mapping[int, Mapping[str, float]]
 ) -> dict[str, Any]:
-    """Per layer: how many experts are stored, how many router rows stay, and the sizes of merged groups;
+    """Per layer: how many experts are stored, how many router rows stay, and the sizes of merged groups.
 
-    ``refitted``: how many of them have a fitted down projection, where any has.
+    Where there are any also ``constants`` and ``low_rank`` maps that stand for experts, and ``refitted``: experts with
+    a fitted down projection.
     Where channels were cut also ``widths``, the channels that each stored expert keeps of ``width``; where experts are
     skipped ``skip``, the threshold.
     """
 
     def summary(layer: LayerPlan) -> dict[str, Any]:
         counts: dict[str, Any] = {
-            "experts": len(layer.experts),
+            "experts": sum(bool(expert.sources) for expert in layer.experts),
             "rows": sum(new is not None for new in layer.route),
             "group_sizes": sorted((len(e.sources) for e in layer.experts if len(e.sources) > 1), reverse=True),
         }
+        if constants := sum(expert.constant is not None for expert in layer.experts):
+            counts["constants"] = constants
+        if low_rank := sum(expert.low_rank is not None for expert in layer.experts):
+            counts["low_rank"] = low_rank
         if refitted := sum(expert.down is not None for expert in layer.experts):
             counts["refitted"] = refitted
         if layer.layer in thresholds:
             counts["skip"] = dict(thresholds[layer.layer])
         if all(expert.channels is None for expert in layer.experts):
             return counts
-        widths = [width if expert.channels is None else len(expert.channels) for expert in layer.experts]
+        stored = [expert for expert in layer.experts if expert.sources]
+        widths = [width if expert.channels is None else len(expert.channels) for expert in stored]
         return counts | {"widths": widths}
 
     return {str(layer.layer): summary(layer) for layer in plan.layers}
