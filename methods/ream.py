@@ -1,7 +1,7 @@
 """REAM: the most salient experts each take in their nearest ones, whose router rows go; layer by layer."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import ClassVar
 
@@ -85,6 +85,11 @@ class REAM:
     @property
     def uses_seed(self) -> bool:
         return self.variant == "released" and "logits" in self.merging
+
+    @property
+    def mean_layer(self) -> "REAM":
+        """The method for a layer that stands for all of them: pruning leaves as many experts and rows."""
+        return replace(self, variant="exact", merging="none", gated_sim=True)
 
     def check(self, shape: MoeShape, ratio: str | float | Fraction) -> Fraction:
         count, size, experts = kept_experts(shape, ratio), self.group_size, shape.num_experts

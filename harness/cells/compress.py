@@ -274,6 +274,8 @@ def _decision_files(decision: Decision, method: str, folder: Path) -> dict[Path,
             why["largest_goes"] = True
     if decision.groups is not None:
         why["groups"] = {str(layer): list(labels) for layer, labels in decision.groups.items()}
+    if decision.all_tokens is not None:
+        why["all_tokens"] = decision.all_tokens
     if decision.search is not None:
         why |= decision.search.to_json()
     return {

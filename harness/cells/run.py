@@ -149,6 +149,7 @@ def _compute(cell: Cell, folder: Path, root: Path, tracker: Tracker | None) -> t
         contamination=contained,
         search={} if made.decision.search is None else made.decision.search.to_json(),
         recovery=made.recovery,
+        all_tokens=made.decision.all_tokens,
     )
     return record, evaluation.samples
 

@@ -22,6 +22,7 @@ from harness.checkpoints.config import config_integer
 from harness.checkpoints.layout import LayerLayout, is_compact, layer_layouts, with_layouts
 from harness.checkpoints.quantize import Quantization
 from harness.checkpoints.reader import CheckpointReader
+from harness.contracts.layerwise import layerwise
 from harness.contracts.method import Method
 from harness.contracts.statistics import STATISTICS, ExpertWeights, Routing, Statistics
 from harness.errors import WinnowError
@@ -196,11 +197,13 @@ def _decide(method: Method, ratio: Fraction, model: Anatomy, width: int, seed: i
     def router_rows(layer: int) -> np.ndarray:
         return np.random.default_rng(layer).standard_normal((experts, _HIDDEN), dtype=np.float32)
 
+    by_layer = layerwise(method)
+    looks_at: frozenset[str] = frozenset() if by_layer is None else by_layer.looks_at
     statistics = Statistics(
         num_experts=experts,
         top_k=model.top_k,
         tokens=1000,
-        layers={0: {name: made_up(name) for name in method.requires}},
+        layers={0: {name: made_up(name) for name in method.requires | looks_at}},
         n_group=model.family.router_groups(model.config),
         expert_weights=weights,
         router=router,

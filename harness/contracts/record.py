@@ -71,7 +71,8 @@ class Record:
     its samples; ``taken_from`` names the output folder that an uncompressed model's record was taken from, if any.
     ``search`` is what a searched budget found (``SearchReport``), empty for any other. ``recovery`` is what a refit and
     a recalibrated router made of the layers (``refit`` and ``router``: errors before and after, on calibration text and
-    on held-out text, and ``heldout``: where that is from or why there is none), empty without either.
+    on held-out text, and ``heldout``: where that is from or why there is none), empty without either. ``all_tokens`` is
+    how many tokens every expert was run on, routed or not, of a method that decides layer by layer.
     """
 
     cell: dict[str, Any]
@@ -94,6 +95,7 @@ class Record:
     taken_from: str = ""
     search: dict[str, Any] = field(default_factory=dict)
     recovery: dict[str, Any] = field(default_factory=dict)
+    all_tokens: int | None = None
     version: int = RECORD_VERSION
 
     def stages(self) -> list[str]:

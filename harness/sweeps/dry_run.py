@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from harness.cells.cell import method_version, model_name, resolved
+from harness.cells.cell import asks_for_text, method_version, model_name, resolved
 from harness.cells.outcomes import after, anatomy_once, checkpoint_bytes, method_of, quantization_of
 from harness.cells.settings import baseline_folder
 from harness.errors import WinnowError
@@ -48,7 +48,7 @@ def _sketched(label: str, config: DictConfig) -> Planned:
         raise WinnowError(left)
     bare = method.name == "none" and config.active is None
     uncompressed = bare and plain["quantize"]["name"] == "none" and plain["skip"]["name"] == "none"
-    reads_text = bool(method.requires) or plain["skip"]["name"] != "none"
+    reads_text = asks_for_text(method) or plain["skip"]["name"] != "none"
     measured = uncompressed or plain["baseline"] == "evaluate" or baseline_folder(plain["baseline"]) is not None
     corpus = {k: v for k, v in plain["calibration"].items() if k not in ("statistics", "batch_size", "stream")}
     beside = ("launcher", "resources", "tracking", "calibration", "seed")
