@@ -94,8 +94,7 @@ class Cell:
 
     @property
     def fits(self) -> list[Fit]:
-        """Refits one after the other: that of the method itself, then the one asked for."""
-        return [fit for fit in (fit_of(self.method), self.refit) if fit is not None]
+        return _fits(self.method, self.refit)
 
     @property
     def recovers(self) -> bool:
@@ -131,7 +130,7 @@ def prepare(config: DictConfig, also: frozenset[str] = frozenset()) -> Cell:
     check_names(folder, model_config)
     method: Method = make(config.method, "method", Method)
     quantization, skip = _stages(config, folder, family, model_config)
-    refit, router = _recovery(config, method)
+    refit, router = _recovery(plain, method)
     shape = family.shape(limits(config, method, family, model_config))
     ratio = method.check(shape, config.ratio)
     schedule: Schedule = make(config.schedule, "schedule", Schedule)
@@ -256,15 +255,26 @@ def _stages(
     return quantization, skip
 
 
-def _recovery(config: DictConfig, method: Method) -> tuple[Fit | None, Recalibration | None]:
+def recovery_of(plain: Mapping[str, Any], method: Method) -> tuple[list[Fit], Recalibration | None]:
+    """The refits, one after the other, and the recalibration of a resolved configuration."""
+    refit, router = _recovery(plain, method)
+    return _fits(method, refit), router
+
+
+def _recovery(config: Mapping[str, Any], method: Method) -> tuple[Fit | None, Recalibration | None]:
     """What repairs the model once the method is through; nothing of the uncompressed model, which needs none."""
     if method.name == "none":
         return None, None
-    refit: Fit | None = None if config.refit.name == "none" else make(config.refit, "refit", Fit)
+    refit: Fit | None = None if config["refit"]["name"] == "none" else make(config["refit"], "refit", Fit)
     router: Recalibration | None = None
-    if config.router.name != "as_is":
-        router = make(config.router, "router", Recalibration)
+    if config["router"]["name"] != "as_is":
+        router = make(config["router"], "router", Recalibration)
     return refit, router
+
+
+def _fits(method: Method, refit: Fit | None) -> list[Fit]:
+    """That of the method itself, then the one asked for."""
+    return [fit for fit in (fit_of(method), refit) if fit is not None]
 
 
 def _backend(plain: Mapping[str, Any], folder: Path, served: Mapping[str, Any], tasks: Mapping[str, Task]) -> Any:

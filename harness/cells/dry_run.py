@@ -7,6 +7,7 @@ take at most:
 - calibration: weights in ``model.dtype`` + activations of one batch (``activation_bytes``) + statistics
   (``statistics_bytes``, on the devices of the model); by layer: one layer and the embedding for the weights;
 - decide: statistics + one expert in float32, in the host's memory;
+- refit and router: one layer and the embedding (of two models), the text's hidden states, a layer's inputs and outputs;
 - apply: the largest shard + one expert in float32 on its way into a sum, in the host's memory;
 - evaluation, of the uncompressed model too: weights as they are then + keys and values (``cache_bytes_per_token``), of
   a batch of the longest sequences that the backend takes, on vLLM of one, + there activations of one step.
@@ -29,7 +30,7 @@ from harness import progress
 from harness.backends.choice import choose
 from harness.calibration.collect import wanted_statistics
 from harness.cells import stages
-from harness.cells.cell import resolved, tasks_of
+from harness.cells.cell import recovery_of, resolved, tasks_of
 from harness.cells.gpu_sizes import footnote, gpus_needed
 from harness.cells.needs import length_to_plan
 from harness.cells.outcomes import After, after, anatomy, method_of, quantization_of
@@ -39,6 +40,7 @@ from harness.checkpoints.footprint import Anatomy, statistics_bytes
 from harness.checkpoints.hub import local_folder
 from harness.checkpoints.layout import layer_layouts
 from harness.checkpoints.skipping import SECTION as SKIPPING
+from harness.contracts.layerwise import layerwise
 from harness.contracts.method import Method
 from harness.contracts.search import searching
 from harness.contracts.task import Task
@@ -127,13 +129,21 @@ def stages_of(
     settings, dtype = plain["calibration"], plain["model"]["dtype"]
     names = wanted_statistics(settings["statistics"], method.requires, of_sweep)
     statistics = statistics_bytes(model, names) if method.requires else 0
-    if method.requires or plain["skip"]["name"] != "none":
+    if (by_layer := layerwise(method)) is not None:
+        found = [stages.layer_by_layer(settings, model, dtype, by_layer)]
+    elif method.requires or plain["skip"]["name"] != "none":
         found = stages.calibration(settings, model, dtype, statistics)
     else:
         found = [Stage("calibration", f"method {method.name} reads no statistics")]
     if (asking := searching(method)) is not None:
         found.append(stages.search(settings, model, dtype, asking.search))
-    found += [stages.decide(model, statistics), stages.apply(model)]
+    found.append(stages.decide(model, statistics))
+    fits, router = recovery_of(plain, method)
+    if fits:
+        found.append(stages.refit(settings, model, dtype, fits))
+    if router is not None:
+        found.append(stages.router(settings, model, dtype, router))
+    found.append(stages.apply(model))
     return found + _evaluations(plain, model, model if isinstance(asked, str) else asked[0], uncompressed)
 
 

@@ -20,11 +20,15 @@ from harness.checkpoints.footprint import (
     expert_bytes_float32,
     layer_bytes,
 )
+from harness.contracts.layerwise import LayerwiseMethod
+from harness.contracts.recovery import Fit, Recalibration
 from harness.contracts.search import Search
+from harness.layerwise.look import ELEMENTS
 from harness.text import human
 
 GPUS = range(1, 9)  # of one machine
 USABLE = 0.95  # of a GPU's memory; the driver's context and what the allocator cannot give take the rest
+_COPIES_OF_CHUNK = 3  # of the outputs of all experts: the model's own, in float64, and as unit vectors
 _COPIES_OF_LOGITS = 4  # of a slice: probabilities of both models, and two on the way to them
 STEP = 8192  # tokens that vLLM computes at once, unless it is told otherwise
 
@@ -107,6 +111,66 @@ def search(settings: Mapping[str, Any], model: Anatomy, dtype: str, asked: Searc
     )
     layer = layer_bytes(model) * loaded // model.headers.total_bytes
     return Stage("search", parts, spread=loaded, each=activations + hidden + logits, piece=layer, counts=GPUS)
+
+
+def layer_by_layer(settings: Mapping[str, Any], model: Anatomy, dtype: str, method: LayerwiseMethod) -> Stage:
+    """Of a method that decides layer by layer: two passes, and every expert on every token of a sample."""
+    itemsize, hidden = itemsize_of(model, dtype), config_integer(model.config, "hidden_size")
+    layer, fixed = _by_layer(settings, model, dtype)
+    chunk = _COPIES_OF_CHUNK * 8 * ELEMENTS
+    limit = None if method.every_token else settings.get("all_tokens")
+    kept = f"a layer's inputs of {'all' if limit is None else f'{limit:,}'} tokens"
+    a_token = (hidden + model.num_experts) * itemsize
+    parts = (
+        f"{fixed}, every expert on some tokens at once at most {human(chunk)}; on the host {kept} ({human(a_token)} "
+        f"each), and {_hidden_states(settings, model, itemsize)}; two passes over the text"
+    )
+    return Stage("layer by layer", parts, each=layer + chunk, counts=(1,))
+
+
+def refit(settings: Mapping[str, Any], model: Anatomy, dtype: str, fits: Sequence[Fit]) -> Stage:
+    """Of the intact model by layer, whose inputs of one layer stay until it is fitted."""
+    itemsize, hidden = itemsize_of(model, dtype), config_integer(model.config, "hidden_size")
+    tokens = _fitted_tokens(settings, max(fit.tokens for fit in fits))
+    kept = 2 * tokens * hidden * itemsize
+    joint = any(fit.name == "joint" for fit in fits)
+    outputs = tokens * hidden * (2 * 4 + (8 if joint else 0))
+    sums = 8 * model.width * (model.width + 2 * hidden) * (model.num_experts if joint else 1)
+    layer, fixed = _by_layer(settings, model, dtype)
+    parts = (
+        f"{fixed}, outputs of {tokens:,} tokens {human(outputs)}, sums {human(sums)}; on the host hidden states and "
+        f"inputs of a layer {human(kept)}"
+    )
+    return Stage("refit", parts, each=layer + outputs + sums, counts=(1,))
+
+
+def router(settings: Mapping[str, Any], model: Anatomy, dtype: str, asked: Recalibration) -> Stage:
+    """Of the intact and the compressed model side by side, each by layer."""
+    itemsize, hidden = itemsize_of(model, dtype), config_integer(model.config, "hidden_size")
+    tokens = _fitted_tokens(settings, asked.tokens)
+    kept = tokens * (2 * hidden * itemsize + 4 * model.num_experts)
+    sums = 2 * 8 * hidden * (hidden + model.num_experts)
+    layer, fixed = _by_layer(settings, model, dtype)
+    parts = (
+        f"twice {fixed}; of {tokens:,} tokens hidden states and logits on the host {human(kept)}; sums {human(sums)}"
+    )
+    return Stage("router", parts, each=2 * layer + kept + sums, counts=(1,))
+
+
+def _fitted_tokens(settings: Mapping[str, Any], most: int) -> int:
+    """At most; held-out text comes on top."""
+    count = settings.get("max_blocks") if settings.get("packing") else settings.get("num_sequences")
+    return most if count is None else min(most, count * settings["max_length"])
+
+
+def _by_layer(settings: Mapping[str, Any], model: Anatomy, dtype: str) -> tuple[int, str]:
+    """Bytes of a model that is read one layer at a time, and what they are."""
+    loaded, itemsize = loaded_bytes(model, dtype), itemsize_of(model, dtype)
+    stacked = int(STACKING * layer_bytes(model) * loaded // model.headers.total_bytes)
+    embedding = embedding_bytes(model, itemsize)
+    activations = activation_bytes(model, settings["batch_size"] * settings["max_length"], itemsize)
+    parts = f"one layer while it is loaded {human(stacked)}, embedding {human(embedding)}, activations at most "
+    return stacked + embedding + activations, f"{parts}{human(activations)}"
 
 
 def where_it_streams(settings: Mapping[str, Any], model: Anatomy, dtype: str) -> str:

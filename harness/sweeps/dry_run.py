@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from harness.cells.cell import asks_for_text, method_version, model_name, resolved
+from harness.cells.cell import asks_for_text, method_version, model_name, recovery_of, resolved
 from harness.cells.outcomes import after, anatomy_once, checkpoint_bytes, method_of, quantization_of
 from harness.cells.settings import baseline_folder
 from harness.errors import WinnowError
@@ -47,8 +47,9 @@ def _sketched(label: str, config: DictConfig) -> Planned:
     if isinstance(left, str):
         raise WinnowError(left)
     bare = method.name == "none" and config.active is None
-    uncompressed = bare and plain["quantize"]["name"] == "none" and plain["skip"]["name"] == "none"
-    reads_text = asks_for_text(method) or plain["skip"]["name"] != "none"
+    skips = plain["skip"]["name"] != "none"
+    uncompressed = bare and plain["quantize"]["name"] == "none" and not skips
+    reads_text = asks_for_text(method) or skips or any(recovery_of(plain, method))
     measured = uncompressed or plain["baseline"] == "evaluate" or baseline_folder(plain["baseline"]) is not None
     corpus = {k: v for k, v in plain["calibration"].items() if k not in ("statistics", "batch_size", "stream")}
     beside = ("launcher", "resources", "tracking", "calibration", "seed")
