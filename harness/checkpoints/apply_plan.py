@@ -136,18 +136,31 @@ def _stored_layers(
     }
 
 
+def stored_rows(plan: LayerPlan) -> tuple[int, ...]:
+    """The router rows that stay, by their old numbers, as they are written.
+
+    A layer that is only pruned is an ordinary one, once its rows stand in the order of its experts.
+    """
+    kept = [(row, new) for row, new in enumerate(plan.route) if new is not None]
+    if plan.is_pruning and not _has_standins(plan):
+        kept.sort(key=lambda pair: pair[1])
+    return tuple(row for row, _ in kept)
+
+
+def _has_standins(plan: LayerPlan) -> bool:
+    return any(expert.constant is not None or expert.low_rank is not None for expert in plan.experts)
+
+
 def _stored_layer(plan: LayerPlan, old: LayerLayout, shape: MoeShape, expanded: bool) -> _StoredLayer:
-    if any(expert.constant is not None or expert.low_rank is not None for expert in plan.experts):
+    if _has_standins(plan):
         if expanded:
             raise WinnowError(
                 "layout=expanded has no place for constants and low-rank maps: use layout=compact, or for constants "
                 "layout=vllm_constants"
             )
         return _with_standins(plan, old, shape)
-    kept = [(row, new) for row, new in enumerate(plan.route) if new is not None]
-    if plan.is_pruning:  # an ordinary layer, once its rows stand in the order of its experts
-        kept.sort(key=lambda pair: pair[1])
-    rows, route = tuple(row for row, _ in kept), tuple(new for _, new in kept)
+    rows = stored_rows(plan)
+    route = tuple(new for row in rows if (new := plan.route[row]) is not None)
     _check_rows(rows, f"plan, layer {plan.layer}", shape)
     experts, homes = plan.experts, tuple(expert.sources[0].expert for expert in plan.experts)
     if expanded:
@@ -170,7 +183,7 @@ def _with_standins(plan: LayerPlan, old: LayerLayout, shape: MoeShape) -> _Store
             stored.append(base)
         assert low is not None
         low_rank.append(LowRankLayout(low.rank, stored.index(base) if new.sources else None, low.shift is not None))
-    rows = tuple(row for row, new in enumerate(plan.route) if new is not None)
+    rows = stored_rows(plan)
     _check_rows(rows, f"plan, layer {plan.layer}", shape)
     place = {index: number for number, index in enumerate(combinations)}
     place |= {index: len(stored) + number for number, index in enumerate([*constants, *maps])}

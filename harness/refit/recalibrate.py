@@ -17,6 +17,7 @@ from harness import progress
 from harness.calibration.batches import Batch, BatchLayout, in_batches
 from harness.calibration.streamed import StreamedModel
 from harness.calibration.tokens import TokenSequence
+from harness.checkpoints.apply_plan import stored_rows
 from harness.checkpoints.by_layer import ModelByLayer
 from harness.contracts.plan import Array, CompressionPlan, LayerPlan
 from harness.contracts.recovery import Recalibration
@@ -87,9 +88,7 @@ def recalibrate(
 
 
 def _one(plan: LayerPlan, intact: "_Passing", compressed: "_Passing", alpha: float) -> tuple[LayerPlan, dict[str, Any]]:
-    kept = [row for row, new in enumerate(plan.route) if new is not None]
-    # A layer that is only pruned is stored in the order of its new experts.
-    stored = sorted(kept, key=lambda row: plan.route[row] or 0) if plan.is_pruning else kept
+    stored = stored_rows(plan)
     wanted: list[Tensor] = []
     with intact.model.layer(plan.layer):
         matrix = intact.matrix(plan.layer)
@@ -114,7 +113,7 @@ def _one(plan: LayerPlan, intact: "_Passing", compressed: "_Passing", alpha: flo
         "heldout": [held_out.error(rows), held_out.error(fitted)] if held_out.energy else None,
         "gate_mass": {"intact": intact_mass, "as_is": mass, "recalibrated": new_mass},
     }
-    in_order = fitted[torch.tensor([stored.index(row) for row in kept], device=fitted.device)]
+    in_order = fitted[torch.tensor([stored.index(row) for row in sorted(stored)], device=fitted.device)]
     dtype = torch.float64 if matrix.dtype == torch.float64 else torch.float32
     return replace(plan, router=Array(in_order.to(dtype).cpu().numpy())), told
 
