@@ -134,6 +134,8 @@ def _is_dead(path: Path) -> bool:
             return True
         except (psutil.Error, KeyError, TypeError, ValueError):
             pass
+    if said.get("job") and said["job"] == os.environ.get(JOB):
+        return True  # an engine runs the same job again: where it ran before is gone
     try:
         return _now(path.parent) - path.stat().st_mtime > DEAD_AFTER
     except FileNotFoundError:

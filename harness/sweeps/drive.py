@@ -33,6 +33,11 @@ class Engine(Protocol):
         ...
 
 
+def needed_of(job: Job, graph: Mapping[str, Job]) -> dict[str, Job]:
+    """The jobs that it needs, by key."""
+    return {key: graph[key] for key in job.needs}
+
+
 def left_of(jobs: Sequence[Job], root: Path) -> list[Job]:
     """What is to be done: jobs whose outputs are not there, and of what others need only what somebody still needs."""
     undone = {job.key: job for job in jobs if job.again or not is_done(job, root)}

@@ -12,7 +12,7 @@ from joblib.externals.loky.process_executor import TerminatedWorkerError
 
 from harness.apart import warm_up
 from harness.errors import WinnowError
-from harness.sweeps.drive import Told
+from harness.sweeps.drive import Told, needed_of
 from harness.sweeps.graph import Job
 from harness.sweeps.jobs import run_job
 from harness.sweeps.state import Outcome, note
@@ -93,11 +93,6 @@ def _run_on(gpu: str | None, job: Job, needed: Mapping[str, Job], root: str, swe
     if gpu is not None:
         os.environ[_DEVICES] = gpu
     return run_job(job, needed, root, sweep)
-
-
-def needed_of(job: Job, graph: Mapping[str, Job]) -> dict[str, Job]:
-    """The jobs that it needs, by key."""
-    return {key: graph[key] for key in job.needs}
 
 
 def visible_gpus() -> list[str]:

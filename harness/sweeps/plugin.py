@@ -7,6 +7,7 @@ and run by the engine that ``launcher`` names.
 import logging
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,7 @@ def launch(cells: Sequence[tuple[str, DictConfig]], command: Sequence[str]) -> N
 
 def _launch(cells: Sequence[tuple[str, DictConfig]], root: Path, command: Sequence[str]) -> None:
     from harness.sweeps.drive import left_of, run_sweep
+    from harness.sweeps.estimates import resources_of
     from harness.sweeps.graph import Job
     from harness.sweeps.plan import plan_sweep
     from harness.sweeps.state import Outcome, begin
@@ -106,7 +108,9 @@ def _launch(cells: Sequence[tuple[str, DictConfig]], root: Path, command: Sequen
     log.info("%s: %d jobs, of which %d are done", root, len(plan.jobs), len(plan.jobs) - len(left))
     if not left:
         return
-    sweep = begin(root, plan.jobs, plan.refused, command, engine.name)
+    keys = {job.key for job in left}
+    jobs = [replace(job, resources=resources_of(job)) if job.key in keys else job for job in plan.jobs]
+    sweep = begin(root, jobs, plan.refused, command, engine.name)
     numbers = {job.key: number for number, job in enumerate(left, start=1)}
 
     def told(job: Job, outcome: Outcome) -> None:
@@ -118,7 +122,7 @@ def _launch(cells: Sequence[tuple[str, DictConfig]], root: Path, command: Sequen
         elif outcome.state != "busy":
             log.error("%s: %s: %s", at, outcome.state, outcome.message)
 
-    outcomes = run_sweep(plan.jobs, engine, root, sweep, told)
+    outcomes = run_sweep(jobs, engine, root, sweep, told)
     for job in left:
         outcome = outcomes.get(job.key)
         if outcome is not None and outcome.state in ("failed", "missing", "cancelled"):

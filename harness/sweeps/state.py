@@ -46,7 +46,7 @@ class Outcome:
 def begin(
     root: Path, jobs: Sequence[Job], refused: Sequence[tuple[str, str]], command: Sequence[str], launcher: str
 ) -> Path:
-    """Makes the folder of a new sweep of the output folder ``root``; returns it. ``refused`` are cells that cannot be."""
+    """Makes the folder of a new sweep of the output folder ``root``; ``refused`` are cells that cannot be."""
     started = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
     sweep = root / SWEEPS / f"{started}-{socket.gethostname()}-{os.getpid()}"
     said = {
