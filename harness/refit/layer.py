@@ -8,8 +8,8 @@ V the down projection of a new expert and z = gate * (what goes into it):
 - ``all_tokens``: every token, gate 1; V z is to be the weighted sum of the sources' outputs (MergeMoE).
 - ``joint``: the router that the plan leaves; the sum of V z over all experts is to be the output of the intact ones.
 
-What an expert gives besides V z (a bias, a low-rank map) is taken off first. Constants and experts with a low-rank map
-are not refitted.
+What an expert gives besides V z (a bias, a low-rank map) is taken off first. Constants and low-rank maps are not
+refitted; where a map is added to an expert that stays, and is fitted jointly, the two go on sharing it.
 """
 
 from collections.abc import Iterable, Iterator
@@ -146,7 +146,9 @@ def _joint(
     """
     free = [place for place, new in enumerate(plan.experts) if _can_be_fitted(new)]
     made = {place: experts.new(plan.experts[place]) for place in free}
-    chosen = {place: left.of(place, ~tokens.held_out) for place in free}
+    bases = _bases(plan)
+    shared = left.led(bases)
+    chosen = {place: shared.of(place, ~tokens.held_out) for place in free}
 
     def weighted(place: int) -> Iterator[tuple[Tensor, Tensor]]:
         ids, gates = chosen[place]
@@ -178,8 +180,18 @@ def _joint(
         if abs(before - after) <= _SETTLED * energy:
             break
         before = after
-    fits = {place: replace(plan.experts[place], down=experts.array(now[place])) for place in free}
-    return [fits.get(place, new) for place, new in enumerate(plan.experts)]
+    fits = {place: experts.array(now[place]) for place in free}
+    return [replace(new, down=fits.get(bases[place], new.down)) for place, new in enumerate(plan.experts)]
+
+
+def _bases(plan: LayerPlan) -> list[int]:
+    """Of each expert the one that it is fitted with: itself, or that which its low-rank map is added to, and which is
+    stored once for both."""
+    bare = [replace(new, low_rank=None) for new in plan.experts]
+    return [
+        plan.experts.index(bare[place]) if new.low_rank is not None and bare[place] in plan.experts else place
+        for place, new in enumerate(plan.experts)
+    ]
 
 
 def _weighted(expert: Expert, gate: Tensor, x: Tensor) -> Tensor:

@@ -62,14 +62,22 @@ def outputs(block: MoeBlock, x: np.ndarray) -> np.ndarray:
 
 @dataclass
 class New:
-    """A new expert in numpy: ``hidden`` (T, d), ``down`` (H, d), ``bias`` (H,)."""
+    """A new expert in numpy: ``hidden`` (T, d), ``down`` (H, d), and ``rest`` (T, H), what it gives besides."""
 
     hidden: np.ndarray
     down: np.ndarray
-    bias: np.ndarray
+    rest: np.ndarray
 
 
 def new_expert(block: MoeBlock, expert: NewExpert, x: np.ndarray) -> New:
+    rest = np.zeros_like(x)
+    if expert.constant is not None:
+        rest = rest + expert.constant.values
+    if expert.low_rank is not None:
+        low = expert.low_rank
+        rest = rest + x @ low.right.values.T @ low.left.values.T + (0 if low.shift is None else low.shift.values)
+    if not expert.sources:
+        return New(np.zeros((len(x), 0)), np.zeros((x.shape[1], 0)), rest)
     module = block.experts
     gate_up, down = module.gate_up_proj.detach().numpy(), module.down_proj.detach().numpy()
     if module.is_transposed:
@@ -100,7 +108,7 @@ def new_expert(block: MoeBlock, expert: NewExpert, x: np.ndarray) -> New:
     else:
         hidden = gate / (1 + np.exp(-gate)) * up
     fitted = None if expert.down is None else expert.down.values.astype(np.float64)
-    return New(hidden, total(down, 1) if fitted is None else fitted, total(down_bias, None))
+    return New(hidden, total(down, 1) if fitted is None else fitted, rest + total(down_bias, None))
 
 
 def _apart(module: torch.nn.Module, stack: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
@@ -128,43 +136,56 @@ def routed(plan: LayerPlan, place: int, block: MoeBlock, found: Seen, alpha: flo
     new = new_expert(block, plan.experts[place], found.x[some])
     wanted = np.einsum("tj,jth->th", found.gates[some][:, group], outputs(block, found.x[some])[group])
     gamma = gamma[some][:, None]
-    return least_squares(gamma * new.hidden, wanted - gamma * new.bias, new.down, alpha)
+    return least_squares(gamma * new.hidden, wanted - gamma * new.rest, new.down, alpha)
 
 
 def all_tokens(plan: LayerPlan, place: int, block: MoeBlock, x: np.ndarray, alpha: float) -> np.ndarray:
     expert = plan.experts[place]
     new, every = new_expert(block, expert, x), outputs(block, x)
     wanted = sum(source.weight * every[source.expert] for source in expert.sources)
-    return least_squares(new.hidden, wanted - new.bias, new.down, alpha)
+    return least_squares(new.hidden, wanted - new.rest, new.down, alpha)
 
 
 def left_gates(
     folder: Path, plan: CompressionPlan, family: str, layer: int, x: np.ndarray, scratch: Path
 ) -> np.ndarray:
-    """(T, new experts): the gate values of the checkpoint that the plan leaves, for the same tokens."""
+    """(T, new experts): the gate values of the checkpoint that the plan leaves, for the same tokens.
+
+    The plan keeps rows and new experts in the same order where it prunes.
+    """
     apply_plan(folder, plan, scratch)
     block = moe_block(load_model(scratch, "float64"), FAMILIES[family], layer)
-    parts: list[tuple[np.ndarray, ...]] = []
-    handle = block.experts.register_forward_hook(lambda _, args, out: parts.append(_dense(block, *args, out)))
+    answers: list[dict[str, torch.Tensor]] = []
+    names = FAMILIES[family].router_output
+    handle = block.router.register_forward_hook(lambda _, args, out: answers.append(dict(zip(names, out, strict=True))))
     with torch.no_grad():
         block.block(torch.from_numpy(x).unsqueeze(0))
     handle.remove()
-    return parts[0][1]
+    (of_layer,) = (each for each in plan.layers if each.layer == layer)
+    led = torch.tensor([new for new in of_layer.route if new is not None])
+    dense = torch.zeros(len(x), len(of_layer.experts), dtype=torch.float64)
+    dense.scatter_add_(1, led[answers[0]["indices"]], answers[0]["gates"].double())
+    return dense.numpy()
 
 
-def joint(plan: LayerPlan, block: MoeBlock, found: Seen, gates: np.ndarray, alpha: float) -> list[np.ndarray]:
-    """All at once, each expert with a ridge of its own."""
+def joint(
+    plan: LayerPlan, block: MoeBlock, found: Seen, gates: np.ndarray, alpha: float, shares: dict[int, int]
+) -> dict[int, np.ndarray]:
+    """All at once, each expert with a ridge of its own. Expert i of ``shares`` has the down projection of shares[i]."""
     made = [new_expert(block, expert, found.x) for expert in plan.experts]
-    designs = [gates[:, [place]] * new.hidden for place, new in enumerate(made)]
+    free = [place for place, expert in enumerate(plan.experts) if expert.sources and place not in shares]
+    gamma = {place: gates[:, place] + sum(gates[:, i] for i, of in shares.items() if of == place) for place in free}
+    designs = [gamma[place][:, None] * made[place].hidden for place in free]
     widths = [design.shape[1] for design in designs]
     damping = np.concatenate(
         [np.full(d, np.sqrt(alpha * np.square(z).sum() / d)) for z, d in zip(designs, widths, strict=True)]
     )
-    prior = np.hstack([new.down for new in made])
-    wanted = found.output - sum(gates[:, [place]] * new.bias for place, new in enumerate(made))
+    prior = np.hstack([made[place].down for place in free])
+    wanted = found.output - sum(gates[:, [place]] * new.rest for place, new in enumerate(made))
     stacked = np.vstack([np.hstack(designs), np.diag(damping)])
     solved = np.linalg.lstsq(stacked, np.vstack([wanted, damping[:, None] * prior.T]), rcond=None)[0].T
-    return np.split(solved, np.cumsum(widths)[:-1], axis=1)
+    fitted = dict(zip(free, np.split(solved, np.cumsum(widths)[:-1], axis=1), strict=True))
+    return fitted | {place: fitted[of] for place, of in shares.items()}
 
 
 def error(plan: LayerPlan, block: MoeBlock, found: Seen, gates: np.ndarray, downs: dict[int, np.ndarray]) -> float:
@@ -172,5 +193,5 @@ def error(plan: LayerPlan, block: MoeBlock, found: Seen, gates: np.ndarray, down
     total = np.zeros_like(found.output)
     for place, expert in enumerate(plan.experts):
         new = new_expert(block, expert, found.x)
-        total += gates[:, [place]] * (new.hidden @ downs.get(place, new.down).T + new.bias)
+        total += gates[:, [place]] * (new.hidden @ downs.get(place, new.down).T + new.rest)
     return float(np.square(found.output - total).sum() / np.square(found.output).sum())

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from harness.calibration.streamed import open_for_pass
-from harness.contracts.plan import CompressionPlan, LayerPlan, NewExpert, Source, prune
+from harness.contracts.plan import Array, CompressionPlan, LayerPlan, LowRank, NewExpert, Source, prune
 from harness.contracts.recovery import Fit
 from harness.families.moe_block import moe_block
 from harness.families.table import FAMILIES
@@ -53,7 +53,28 @@ def absorbing(layer: int) -> LayerPlan:
     return LayerPlan(layer, tuple(NewExpert((Source(j),)) for j in (0, 3, 5, 6)), tuple(LABELS))
 
 
-KINDS = {"merged": merged, "narrowed": narrowed, "pruned": pruned, "ream_like": ream_like, "absorbing": absorbing}
+def standing_in(layer: int) -> LayerPlan:
+    """Whole experts, one of which also is the base of a low-rank map; a map of the input, and a constant."""
+    rng = np.random.default_rng(layer)
+
+    def array(*shape: int) -> Array:
+        return Array(rng.normal(0, 0.3, shape).astype(np.float32))
+
+    whole = [NewExpert((Source(j),)) for j in (0, 2, 4, 5)]
+    based = NewExpert((Source(2),), low_rank=LowRank(array(32, 3), array(3, 32)))
+    of_input = NewExpert(low_rank=LowRank(array(32, 2), array(2, 32), array(32)))
+    experts = (*whole, NewExpert(constant=array(32)), of_input, based)
+    return LayerPlan(layer, experts, (0, 4, 1, 6, 2, 3, 5, None))
+
+
+KINDS = {
+    "merged": merged,
+    "narrowed": narrowed,
+    "pruned": pruned,
+    "ream_like": ream_like,
+    "absorbing": absorbing,
+    "standing_in": standing_in,
+}
 
 
 def run(folder: Path, plan: CompressionPlan, *fits: Fit, text=TEXT, other=OTHER, dtype: str = "float64", **more):
@@ -130,13 +151,13 @@ def test_joint_is_one_regression_over_all_experts(folder: Path, kind: str, tmp_p
         gates, of_other = (
             direct.left_gates(folder, plan, family, layer, s.x, tmp_path / "left") for s in (text, other)
         )
-        gates, of_other = gates[:, : len(bare.experts)], of_other[:, : len(bare.experts)]
-        wanted = direct.joint(bare, block, text, gates, ALPHA)
+        shares = {6: 1} if kind == "standing_in" else {}
+        wanted = direct.joint(bare, block, text, gates, ALPHA, shares)
         fitted = downs(result.plan.layers[at])
         told = result.told["layers"][str(layer)]
-        best = dict(enumerate(wanted))
         np.testing.assert_allclose(told["calibration"][0], direct.error(bare, block, text, gates, {}), rtol=1e-6)
-        np.testing.assert_allclose(told["calibration"][1], direct.error(bare, block, text, gates, best), rtol=1e-3)
+        np.testing.assert_allclose(told["calibration"][1], direct.error(bare, block, text, gates, wanted), rtol=1e-3)
         np.testing.assert_allclose(told["heldout"][1], direct.error(bare, block, other, of_other, fitted), rtol=1e-6)
-        for place, down in enumerate(wanted):
+        assert set(fitted) == set(wanted)
+        for place, down in wanted.items():
             assert close(fitted[place], down, 0.02), (layer, place)
