@@ -111,6 +111,10 @@ class REAM:
             if self.merging == "none":
                 plans.append(prune(layer, statistics.num_experts, staying))
                 continue
+            if count == statistics.num_experts:
+                plans.append(prune(layer, count, staying))
+                groups[layer] = staying
+                continue
             distance = self._distance(statistics, layer)
             centroids = sorted(staying, key=lambda j, values=saliency[layer]: (-values[j], j))  # type: ignore[misc]
             leader = join(distance, centroids, self.group_size)
@@ -221,7 +225,7 @@ def _unit_channels(weights: ExpertWeights) -> np.ndarray:
     """(I, 3 H) float64: gate row, up row and down column of each channel, of length 1 together, or 0."""
     rows = np.concatenate([weights.gate, weights.up, weights.down.T], axis=1, dtype=np.float64)
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
-    return np.divide(rows, norms, out=np.zeros_like(rows), where=norms > 0)
+    return np.divide(rows, norms, out=np.zeros_like(rows), where=norms != 0)  # not finite: stays
 
 
 def _is_there(units: np.ndarray) -> np.ndarray:

@@ -54,7 +54,7 @@ class Look:
         for _, outputs in self._outputs():
             exact = outputs.double()
             norms = exact.norm(dim=2, keepdim=True)
-            units = torch.where(norms > 0, exact / norms, 0.0).reshape(count, -1)
+            units = torch.where(norms == 0, 0.0, exact / norms).reshape(count, -1)
             total += units @ units.T
         return (total / self.tokens).cpu().numpy()
 
@@ -75,7 +75,7 @@ class Look:
             norms = squares.sqrt()
             for place, member in enumerate(members):
                 scale = torch.outer(norms[0], norms[place + 1])
-                cosines = torch.where(scale > 0, inner[place] / scale, 0.0)
+                cosines = torch.where(scale == 0, 0.0, inner[place] / scale)
                 one_there, other_there = norms[0] > 0, norms[place + 1] > 0
                 found[one, member] = (cosines.cpu().numpy(), one_there.cpu().numpy(), other_there.cpu().numpy())
         return [found[pair] for pair in pairs]

@@ -12,9 +12,11 @@ import pytest
 
 from harness.contracts.statistics import ExpertWeights, Routing, Statistics
 from tests.brute_force import brute_force_statistics, expert_output, routed_documents, weights_of
+from tests.methods.made_up_look import made_up_look
 from tests.tiny import FAMILY_NAMES, tiny_model
 
 DOCUMENT_LENGTHS = (33, 11, 40)
+ENDS = (33, 44)  # where documents end but the last
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,7 @@ def made_up_case(seed: int, layers: tuple[int, ...] = (0, 2, 3), num_experts: in
         expert_weights=lambda layer, expert: weights[layer, expert],
         router=lambda layer, inputs: made_up_routing(inputs, top_k),
         router_rows=lambda layer: rows[layer],
+        look=lambda layer: made_up_look(raw[layer], 5, ENDS, seed + layer),
     )
     return Case(made, raw)
 
@@ -177,7 +180,9 @@ def model_case(family: str) -> Case:
             np.concatenate([document.ids for document in seen]),
             model.config.vocab_size,
         )
-    return Case(statistics, raw)
+    width = len(statistics.expert_weights(min(raw), 0).gate)
+    look = {layer: made_up_look(seen, width, ENDS, layer) for layer, seen in raw.items()}
+    return Case(replace(statistics, look=look.__getitem__), raw)
 
 
 @pytest.fixture(scope="session", params=["made_up_1", "made_up_2", *FAMILY_NAMES])
@@ -190,6 +195,8 @@ def relabelled(statistics: Statistics, order: Mapping[int, np.ndarray]) -> Stati
     """The experts in another order: the new expert i of a layer is the old ``order[layer][i]``."""
 
     def reorder(layer: int, name: str, values: np.ndarray) -> np.ndarray:
+        if name == "input_gram":  # of no expert
+            return values
         values = values[order[layer]]
         square = name in ("router_gram", "router_document_distance")
         return values[:, order[layer]] if square else values

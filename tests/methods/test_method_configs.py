@@ -11,6 +11,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
+from harness.contracts.layerwise import layerwise
 from harness.contracts.plan import identity, validate
 from harness.contracts.plan_files import plan_from_json, plan_to_json
 from harness.contracts.statistics import STATISTICS
@@ -45,7 +46,7 @@ def composed(*overrides: str):
 
 
 def test_the_list_of_methods_is_complete():
-    assert set(NAMES) == {*CRITERIA, "naee", "hc_smoe", "m_smoe", "mergemoe", "partial", "none", *CHANNELS}
+    assert set(NAMES) == {*CRITERIA, "naee", "hc_smoe", "m_smoe", "mergemoe", "partial", "ream", "none", *CHANNELS}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -95,13 +96,14 @@ def test_ratio_zero_is_the_identity_plan(case: Case, name: str):
 @pytest.mark.parametrize("name", COMPRESSING)
 def test_a_method_reads_the_statistics_it_requires_and_no_other(name: str):
     method, full = configured(name, **FEW_CHANNELS.get(name, {})), made_up_case(1).statistics
+    by_layer = layerwise(method)
+    read = method.requires if by_layer is None else by_layer.looks_at
     bare = {
-        layer: {key: values for key, values in arrays.items() if key in method.requires}
-        for layer, arrays in full.layers.items()
+        layer: {key: values for key, values in arrays.items() if key in read} for layer, arrays in full.layers.items()
     }
     wanted = method.decide(full, Fraction(1, 2), seed=1).plan
     assert method.decide(replace(full, layers=bare), Fraction(1, 2), seed=1).plan == wanted
-    for missing in method.requires:
+    for missing in read:
         less = {layer: {k: v for k, v in arrays.items() if k != missing} for layer, arrays in bare.items()}
         with pytest.raises(WinnowError, match=f"'{missing}' of layer 0 was not collected"):
             method.decide(replace(full, layers=less), Fraction(1, 2), seed=1)
@@ -114,7 +116,7 @@ def test_plans_are_valid_survive_json_and_leave_the_same_number_of_experts_or_ch
         decision = method.decide(case.statistics, ratio, seed=1)
         validate(decision.plan)
         assert plan_from_json(plan_to_json(decision.plan)) == decision.plan
-        assert (decision.saliency is None) != (decision.groups is None)
+        assert ((decision.saliency is None) != (decision.groups is None)) or layerwise(method)
         if name in CHANNELS:
             width = len(case.statistics.expert_weights(min(case.raw), 0).gate)
             everything = width * case.num_experts * len(case.raw)
