@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from reports.claims.lists.words import NAMES
 from reports.claims.verdicts import HOLDS, NEGLIGIBLE, NOT_TESTED, REVERSED, UNDECIDED, Finding
-from reports.claims.vocabulary import GENERAL, MATCHED, MIXED, Contrasts
+from reports.claims.vocabulary import GENERAL, MATCHED, MIXED, SHIFTED, Contrasts
 from reports.numbers.paired import ALPHA
 from reports.tables.formats import format_list, format_value
 
@@ -75,17 +75,30 @@ def _how_sure(findings: Sequence[Finding]) -> str:
 
 def _not_tested(findings: Sequence[Finding], heads: Sequence[Finding]) -> str:
     left = [one for one in findings if one.verdict == NOT_TESTED]
-    names = dict.fromkeys(
-        f"{format_list([*_pair(one)])} {_said_rule(one.claim.corpus)} at {100 * _ratio(one):g} %"
-        for one in heads
-        if one.verdict == NOT_TESTED and _pair(one)
-    )
-    shown = f", of those above {'; '.join(names)}" if names else ""
+    told = []
+    for rule in dict.fromkeys(one.claim.corpus for one in heads if _pair(one)):
+        own = [one for one in heads if one.claim.corpus == rule and _pair(one)]
+        ratios: dict[tuple[str, ...], list[str]] = {}
+        for one in own:
+            if one.verdict == NOT_TESTED:
+                ratios.setdefault(_pair(one), []).append(f"{100 * _ratio(one):g}")
+        pairs = [f"{format_list(list(pair))} (at {format_list(of)} %)" for pair, of in ratios.items()]
+        if all(one.verdict == NOT_TESTED for one in own):
+            told.append(f"{_said_rule(rule)} nothing")
+        elif pairs:
+            told.append(f"{_said_rule(rule)} {'; '.join(pairs)}")
+    shown = f"; of those above, {', '.join(told)}" if told else ""
     return f"Not tested: {len(left)} of {len({one.claim.id for one in findings})} claims{shown}."
 
 
 def _said_rule(rule: str) -> str:
-    return {MATCHED: "on the scored domain", GENERAL: "on general text", MIXED: "on the mix"}.get(rule, f"({rule})")
+    words = {
+        MATCHED: "on the scored domain",
+        GENERAL: "on general text",
+        MIXED: "on the mix",
+        SHIFTED: "on other domains",
+    }
+    return words.get(rule, rule)
 
 
 def _pair(finding: Finding) -> tuple[str, ...]:

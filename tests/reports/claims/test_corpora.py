@@ -271,7 +271,8 @@ def test_a_report_opens_with_five_sentences_of_verdicts(tmp_path, capsys):
     verdict = {one.claim.id: one for one in found}["reap_beats_frequency_half_mixed"]
     assert verdict.verdict == "holds" and "REAP beats frequency (by 26.7 points" in sentences[2]
     assert sentences[3].startswith("How sure: ") and "one seed" in sentences[3]
-    assert "coverage and magnitude on the mix at 50 %" in sentences[4]
+    assert "on the mix REAP and M-SMoE (at 50 and 25 %)" in sentences[4] and "coverage and magnitude (at" in sentences[4]
+    assert "on general text nothing" in sentences[4]
     assert main([str(tmp_path)]) == 0
     report = (tmp_path / "report" / "report.md").read_text()
     assert all(one in report for one in sentences)
