@@ -184,7 +184,7 @@ def _rounds(cell: Cell, so_far: Path, root: Path, clock: Clock) -> tuple[Decisio
 def _by_layer(cell: Cell, method: LayerwiseMethod, root: Path, clock: Clock) -> tuple[Decision, Collected]:
     settings = cell.config["calibration"]
     opened = how_to_open(cell.config) | {"stream": "always"}
-    with clock.stage("plan"):
+    with clock.stage("calibration"):
         model = open_for_pass(cell.model, state=root / "calibration" / "passes", **opened)
         assert isinstance(model, StreamedModel)
         return decide_by_layer(
