@@ -9,7 +9,7 @@ from reports.claims.verdicts import Evidence, Finding, OfCorpus, combined
 from reports.claims.view import Missing, View
 from reports.claims.vocabulary import MATCHED, SHIFTED, Claim, Contrast, Contrasts
 from reports.numbers.contrasts import EACH
-from reports.numbers.layer_samples import NO_MORE, of_layers, unit_of
+from reports.numbers.layer_samples import NO_MORE, RANDOM_PAIRS, of_layers, unit_of
 from reports.numbers.paired import Comparison
 from reports.tables.comparisons import effect_text
 from reports.tables.formats import format_value
@@ -79,7 +79,8 @@ def _over_layers(contrast: Contrast, found: Comparison, view: View) -> tuple[str
     above = sum(sum(weight * values[layer] for weight, values in of_terms) > contrast.bar for layer in common)
     unit = unit_of(terms[0][1], rows)
     layers = f"; above {contrast.bar:g} in {above} of {len(common)} layers" if common else ""
-    return f"n {found.n:,} {unit}{layers}", unit
+    random = " and random pairs" if any(part.metric.startswith(RANDOM_PAIRS) for _, part, _ in terms) else ""
+    return f"n {found.n:,} {unit}{random}{layers}", unit
 
 
 def with_corpora(finding: Finding, views: Sequence[View]) -> Finding:

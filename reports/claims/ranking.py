@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from reports.claims.selection import Cell
 from reports.claims.verdicts import HOLDS, REVERSED, UNDECIDED, Evidence, Finding
 from reports.claims.view import Missing, View
 from reports.claims.vocabulary import Claim, FollowsWithin, RanksAgree
@@ -24,15 +25,7 @@ def of_ranks_agree(claim: Claim, view: View) -> Finding:
         missing = dict.fromkeys(one for lack in lacking for one in lack if one is not None)
         return Finding(claim, view, missing=tuple(missing))
     measures = [view.measure(name) for name in (test.first, test.second)]
-    values = np.array(
-        [
-            [
-                (1 if m.higher_is_better else -1) * _value(view, name, cell)
-                for m, name, cell in _sides(test, measures, pair)
-            ]
-            for pair in kept
-        ]
-    )
+    values = np.array([[_better(view, test.first, one), _better(view, test.second, two)] for one, two in kept])
     found = rank_correlation(values[:, 0], values[:, 1])
     regions = _regions(found, test)
     direction = "above" if test.above else "below"
@@ -45,16 +38,13 @@ def of_ranks_agree(claim: Claim, view: View) -> Finding:
     return Finding(claim, view, (evidence,), regions=regions)
 
 
-def _sides(test: RanksAgree, measures, pair):  # noqa: ANN001, ANN202
-    return zip(measures, (test.first, test.second), pair, strict=True)
-
-
-def _value(view: View, name: str, cell) -> float:  # noqa: ANN001
-    row = view.row(cell)
+def _better(view: View, name: str, cell: Cell) -> float:
+    """The measure of a cell, such that more is better."""
+    measure, row = view.measure(name), view.row(cell)
     assert row is not None
-    value = view.comparer.value(view.measure(name), row)
+    value = view.comparer.value(measure, row)
     assert value is not None
-    return value
+    return value if measure.higher_is_better else -value
 
 
 def _regions(found: Comparison, test: RanksAgree) -> dict[str, float]:
