@@ -34,6 +34,8 @@ class Chain:
         self._share()
         if searching(self.first) or searching(self.second):
             raise WinnowError(f"method '{self.name}': allocation=evoesap is not for a stage of another method")
+        if any(getattr(stage, "weights", "") for stage in (self.first, self.second)):
+            raise WinnowError(f"method '{self.name}': a stage of it cannot leave constants for experts")
         if layerwise(self.first) or layerwise(self.second):
             raise WinnowError(f"method '{self.name}': a stage of it cannot decide layer by layer, as ream does")
 

@@ -13,7 +13,7 @@ def check_option(method: str, option: str, value: object, known: Iterable[str]) 
     """Raises WinnowError that lists the known values where ``value`` is none of them."""
     known = list(known)
     if value not in known:
-        raise WinnowError(f"method '{method}': unknown {option} '{value}'; known: {', '.join(known)}")
+        raise WinnowError(f"method '{method}': unknown {option} '{value}'; known: {', '.join(map(str, known))}")
 
 
 def finite(values: np.ndarray, what: str, layer: int, num_experts: int) -> np.ndarray:

@@ -16,13 +16,20 @@ from methods.checks import statistic
 WEIGHTS = {"plain": ("output_sum", "frequency"), "gate_squared": ("gate_square_output_sum", "gate_square_sum")}
 
 
+def every_row_stays(shape: MoeShape) -> MoeShape:
+    """What bounds a plan in which no router row goes: top-k, the router's groups and its fewest rows do not.
+
+    One real expert is left in a layer at least.
+    """
+    return replace(shape, top_k=1, n_group=1, fewest_rows=0)
+
+
 def real_experts(shape: MoeShape, ratio: str | float | Fraction) -> int:
     """E - floor(E * ratio): experts that stay in each layer where all others leave a novice.
 
-    Every router row stays, so neither top-k nor the router's groups nor its fewest rows set a bound, and of a ratio
-    below 1 one real expert is left. Raises WinnowError for a ratio outside [0, 1).
+    Raises WinnowError for a ratio outside [0, 1).
     """
-    return kept_experts(replace(shape, top_k=1, n_group=1, fewest_rows=0), ratio)
+    return kept_experts(every_row_stays(shape), ratio)
 
 
 def constants(statistics: Statistics, layer: int, weights: str) -> np.ndarray:

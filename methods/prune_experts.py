@@ -17,8 +17,12 @@ from harness.errors import WinnowError
 from methods import criteria, evoesap
 from methods.budget import as_written, check_any_number, kept_experts, parse_ratio
 from methods.checks import check_option, finite, statistic, warn_of_never_routed
+from methods.novices import WEIGHTS, every_row_stays, leave_constants
 
 SCOPES = ("layer", "global", "list", "evoesap")
+# What an expert that goes leaves -> the weights of its tokens in that; nothing, or a constant.
+CONSTANTS: dict[bool | str | None, str] = {None: "", False: "", True: "plain", "plain": "plain"}
+CONSTANTS["gate_squared"] = "gate_squared"
 
 
 @dataclass(frozen=True)
@@ -37,8 +41,12 @@ class ExpertPruning:
       is its default). ``with_budget`` finds it, in steps that the router groups can share and ``even`` allows.
     Of equal saliencies the lower layer, then the lower expert index, is kept.
 
+    With ``constants`` an expert that goes leaves its mean output over its routed tokens (true, ``plain``), or that
+    weighted by their squared gate values (``gate_squared``): MoNE's constant. Every router row stays then, so top-k and
+    router groups set no bound, but that a layer keeps one real expert; groups need not keep equally many.
+
     Raises WinnowError for an unknown option, a ratio or list that does not fit, statistics that are missing or not
-    finite, and for ``global`` with a group-limited router.
+    finite, for ``global`` with a group-limited router, and for ``evoesap`` with ``constants``, which it does not see.
     """
 
     name: str
@@ -46,8 +54,10 @@ class ExpertPruning:
     scope: str = "layer"
     experts: Sequence[int] | None = None
     search: evoesap.Search | Mapping[str, Any] | None = None
+    constants: bool | str | None = None
 
     def __post_init__(self) -> None:
+        check_option(self.name, "constants", self.constants, CONSTANTS)
         check_option(self.name, "criterion", self.criterion, criteria.CRITERIA)
         check_option(self.name, "scope", self.scope, SCOPES)
         if (self.experts is None) == (self.scope == "list"):
@@ -58,6 +68,11 @@ class ExpertPruning:
             raise WinnowError(f"method '{self.name}': scope=evoesap and its settings search go together")
         if isinstance(self.search, Mapping):
             object.__setattr__(self, "search", evoesap.search_from(self.search))
+        if self.search is not None and self.constants:
+            raise WinnowError(
+                f"method '{self.name}': allocation=evoesap searches a budget for experts that are deleted; "
+                "with constants use allocation=uniform, global or list"
+            )
 
     @property
     def version(self) -> str:
@@ -66,9 +81,19 @@ class ExpertPruning:
     @property
     def requires(self) -> frozenset[str]:
         """What the criterion reads, and the frequency, by which never-routed experts are told."""
-        if self.criterion not in criteria.FROM_STATISTICS:
-            return frozenset()
-        return frozenset(criteria.FROM_STATISTICS[self.criterion].requires) | {"frequency"}
+        read = criteria.FROM_STATISTICS[self.criterion].requires if self.criterion in criteria.FROM_STATISTICS else ()
+        read += WEIGHTS[self.weights] if self.weights else ()
+        return frozenset({*read, "frequency"} if read else ())
+
+    @property
+    def weights(self) -> str:
+        """Of the tokens in the constants; empty where none are left."""
+        return CONSTANTS[self.constants]
+
+    @property
+    def leaves(self) -> str | None:
+        """The word for the constants, in descriptions of a cell."""
+        return {"": None, "plain": "constants"}.get(self.weights, f"constants-{self.weights}")
 
     @property
     def uses_seed(self) -> bool:
@@ -82,7 +107,7 @@ class ExpertPruning:
         return replace(self, scope="layer", experts=None, search=None) if listed else self
 
     def check(self, shape: MoeShape, ratio: str | float | Fraction) -> Fraction:
-        exact = parse_ratio(ratio)
+        exact, shape = parse_ratio(ratio), self._bounding(shape)
         count = kept_experts(shape, exact)
         if self.scope == "global":
             check_any_number("scope=global", "scope=layer", shape)
@@ -91,6 +116,10 @@ class ExpertPruning:
         if self.search is not None:
             self._bounds(shape, exact)
         return exact
+
+    def _bounding(self, shape: MoeShape) -> MoeShape:
+        """What bounds the number of experts that stay: where they leave constants, no router row goes."""
+        return every_row_stays(shape) if self.weights else shape
 
     def _check_list(self, experts: Sequence[int], shape: MoeShape, ratio: Fraction, total: int) -> None:
         given = f"method '{self.name}': experts={list(experts)}"
@@ -110,24 +139,28 @@ class ExpertPruning:
             )
 
     def decide(self, statistics: Statistics, ratio: Fraction, seed: int) -> Decision:
-        num_experts, top_k, n_group = statistics.num_experts, statistics.top_k, statistics.n_group
-        self.check(statistics.shape, ratio)
+        num_experts, shape = statistics.num_experts, self._bounding(statistics.shape)
+        self.check(shape, ratio)
         if self.search is not None:
             raise WinnowError(f"method '{self.name}': allocation=evoesap is not for a stage of another method")
-        count = kept_experts(statistics.shape, ratio)
+        count = kept_experts(shape, ratio)
         saliency, worth = self._ranked(statistics, seed)
         if self.requires:
             warn_of_never_routed(statistics, "saliencies over routed tokens are 0 for them, so they go first")
         if self.scope == "global":
-            kept = keep_globally(worth, count * len(worth), top_k)
+            kept = keep_globally(worth, count * len(worth), shape.top_k)
         else:
             counts = self.experts or [count] * len(worth)
             kept = {
-                layer: keep_in_layer(values, number, n_group)
+                layer: keep_in_layer(values, number, shape.n_group)
                 for (layer, values), number in zip(worth.items(), counts, strict=True)
             }
+        if self.weights:
+            layers = leave_constants(statistics, kept, self.weights)
+        else:
+            layers = tuple(prune(layer, num_experts, kept[layer]) for layer in saliency)
         return Decision(
-            CompressionPlan(tuple(prune(layer, num_experts, kept[layer]) for layer in saliency)),
+            CompressionPlan(layers),
             saliency=saliency,
             largest_goes=self.criterion in criteria.LARGEST_GOES,
         )

@@ -41,6 +41,11 @@ class Schedule:
                 f"schedule={self.name} repeats methods that remove whole experts, such as method=reap; "
                 f"method '{method.name}' needs schedule=one_shot"
             )
+        if isinstance(method, ExpertPruning) and method.weights:
+            raise WinnowError(
+                f"schedule={self.name} calibrates what the rounds before have left, and constants are no experts: use "
+                "method.constants=false"
+            )
         if isinstance(method, ExpertPruning) and method.scope != "layer":
             raise WinnowError(
                 f"schedule={self.name} needs as many experts in every layer: use method.scope=layer, not {method.scope}"

@@ -154,6 +154,8 @@ def prepare(config: DictConfig, also: frozenset[str] = frozenset()) -> Cell:
         "suite": config.suite.name,
         "backend": plain["backend"]["name"],
     }
+    if (left := getattr(method, "leaves", None)) is not None:
+        said["leaves"] = left
     if quantization is not None:
         said["quantize"] = quantization.label
     if schedule.rounds > 1:

@@ -9,6 +9,7 @@ import logging
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from harness.cells.cell import Cell
 from harness.cells.evaluate import Clock
 from harness.cells.held_out import HeldOut
 from harness.cells.search import check_whole, with_budget
+from harness.cells.second_pass import looked_again
 from harness.checkpoints.active import choose_fewer
 from harness.checkpoints.apply_plan import apply_plan
 from harness.checkpoints.config import read_config
@@ -176,7 +178,9 @@ def _rounds(cell: Cell, so_far: Path, root: Path, clock: Clock) -> tuple[Decisio
         method, search = with_budget(cell, limited, ratio, _opener(cell, model, root), root, clock)
         with clock.stage("plan"):
             found = replace(method.decide(limited, ratio, cell.config["seed"]), search=search)
-            decision = cell.schedule.joined(decision, found)
+        by_layer = partial(open_for_pass, model, **how_to_open(cell.config) | {"stream": "always"})
+        found = looked_again(cell, method, limited, found, by_layer, fingerprint, root, clock)
+        decision = cell.schedule.joined(decision, found)
     assert decision is not None  # a schedule has at least one round
     return decision, intact
 
@@ -276,6 +280,8 @@ def _decision_files(decision: Decision, method: str, folder: Path) -> dict[Path,
         why["groups"] = {str(layer): list(labels) for layer, labels in decision.groups.items()}
     if decision.all_tokens is not None:
         why["all_tokens"] = decision.all_tokens
+    if decision.unexplained is not None:
+        why["unexplained"] = {str(layer): shares for layer, shares in decision.unexplained.items()}
     if decision.search is not None:
         why |= decision.search.to_json()
     return {

@@ -44,6 +44,7 @@ class Decision:
     groups: dict[int, list[int]] | None = None
     largest_goes: bool = False
     search: SearchReport | None = None
+    unexplained: dict[int, dict[int, float]] | None = None
     all_tokens: int | None = None
 
 

@@ -7,6 +7,8 @@ RECORD_VERSION = 2  # 2: kind, domain and part of a score; versions of method an
 KINDS = ("generative", "choice", "perplexity", "probe")
 # What a cell may do besides its method, each told by a word in its description: "iterative-4", "2-active", "int4-sym".
 STAGES = ("schedule", "refit", "router", "active", "skip", "quantize")
+# What an option of the method leaves in the place of experts, told by a word too: "constants".
+LEAVES = "leaves"
 RECOVERY = ("refit", "router")  # stages that repair what a method has done, from calibration text alone
 
 
@@ -99,8 +101,8 @@ class Record:
     version: int = RECORD_VERSION
 
     def stages(self) -> list[str]:
-        """What was done besides the method, in words."""
-        return [str(self.cell[stage]) for stage in STAGES if self.cell.get(stage)]
+        """What was done besides the method, in words, and what it leaves in the place of experts."""
+        return [str(self.cell[stage]) for stage in (LEAVES, *STAGES) if self.cell.get(stage)]
 
     def recovered(self) -> tuple[str, ...]:
         """How it was repaired from calibration text, in words; empty where it was not. Of a method that fits as part of

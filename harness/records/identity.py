@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.contracts.record import STAGES, Record
+from harness.contracts.record import LEAVES, STAGES, Record
 
 # What of a suite cannot change a result: where its data lie, how its judge is reached, what its tasks are filed under.
 NOT_OF_SUITE = ("root", "base_url", "api_key_env", "timeout", "retries", "backoff", "concurrency", "domain", "domains")
@@ -46,7 +46,7 @@ def identity(
         of_all["versions"] = {name: version for name, version in versions.items() if name != "platform"}
     of_cell = of_all | {
         "contents": dict(contents),
-        "method": without(config["method"], ()),
+        "method": without(config["method"], () if config["method"].get("constants") else ("constants",)),
         "method_version": method_version,
         "layout": config["layout"],
         "lower_top_k": bool(config.get("lower_top_k", False)),
@@ -125,7 +125,7 @@ def cell_id(cell: Mapping[str, Any], identity: Mapping[str, Any]) -> str:
         f"{float(cell['ratio']):g}",
         cell["calibration"],
         f"s{cell['seed']}",
-        *(cell[stage] for stage in STAGES if stage in cell),
+        *(cell[stage] for stage in (LEAVES, *STAGES) if stage in cell),
     ]
     slug = "__".join(re.sub(r"[^A-Za-z0-9._]+", "-", str(word)).strip("-.")[:_SLUG_LENGTH] for word in words)
     content = {"cell": {key: value for key, value in cell.items() if key != "id"}, "identity": identity}

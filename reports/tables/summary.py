@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from harness.contracts.record import STAGES, Record, Sample
+from harness.contracts.record import LEAVES, STAGES, Record, Sample
 from harness.text import aligned
 from reports.numbers.broken import faults
 from reports.numbers.differences import difference
@@ -50,7 +50,7 @@ def cell_table(
         lines.append(line)
     title = " ".join(
         f"{name}={record.cell[name]}"
-        for name in ("model", "method", "ratio", *STAGES, "calibration", "seed")
+        for name in ("model", "method", "ratio", LEAVES, *STAGES, "calibration", "seed")
         if record.cell.get(name) is not None
     )
     table = aligned([header, *lines], rule=True) if lines else "no scores (suite=none)"
