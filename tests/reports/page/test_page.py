@@ -29,7 +29,11 @@ WRITTEN = {"none": "    return x + 1  # 😀", "reap": "    return x - 1  # 😁
 CLAIM = {
     "id": "one", "says": "REAP keeps code", "source": "a paper", "verdict": "holds", "p": 0.001, "p_corrected": 0.004,
     "model": "tiny", "suite": "reference", "backend": "hf", "more": "", "missing": [], "commands": [],
-    "evidence": [{"text": "code, reap - frequency: +30.0"}],
+    "corpus": "mixed", "note": "one model",
+    "evidence": [{"text": "code, reap - frequency: +30.0", "alone": "math", "corpora": [
+        {"corpus": "", "all": "+30.0 [20, 40]", "parts": {"code": "+1.0", "math": "+89.0"}},
+        {"corpus": "writing", "all": "−7.0 [−9, −5]", "parts": {"code": "−7.0"}},
+    ]}],
 }  # fmt: skip
 UNTESTED = CLAIM | {"id": "two", "verdict": "not tested", "p": None, "p_corrected": None, "evidence": []}
 
@@ -264,9 +268,12 @@ def test_filters_sorting_and_claims(browser, folder):
         assert values == sorted(values, reverse=wanted < 0) and len(set(values)) > 3
     choose(browser, "values", "differences")
     assert "Δ code (points)" in texts(browser, "#cells thead th")
-    (claim,) = texts(browser, "#claims-table tbody tr")
+    (claim,) = texts(browser, "#claims-table > tbody > tr")
     assert texts(browser, "#claims-untested > summary") == ["1 not tested, and what is missing"]
-    assert claim.startswith("holdsREAP keeps code") and "0.004" in claim
+    assert claim.startswith("holdsREAP keeps code") and "0.004" in claim and "math alone carries it" in claim
+    browser.execute_script("document.querySelector('#claims-table details').open = true")
+    rows = texts(browser, "#claims-table details tbody tr")
+    assert rows == ["mixed (the claim)+30.0 [20, 40]+1.0+89.0", "writing−7.0 [−9, −5]−7.0–"]
     show(browser, folder / "report" / "page.html", "method=hc_smoe&ratio=0.25")
     assert texts(browser, methods) == ["baseline", "hc_smoe"]
 
