@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
@@ -20,7 +21,17 @@ from harness.errors import WinnowError
 from harness.exits import explain
 from harness.logs import say_what_we_do
 from harness.sweeps.graph import Job
-from harness.sweeps.state import Outcome, State, cells_left, log_file, note
+from harness.sweeps.state import (
+    CANCELLED,
+    PACKAGE,
+    SWEEP_FILE,
+    Outcome,
+    State,
+    cells_left,
+    log_file,
+    note,
+    read_sweep,
+)
 
 log = logging.getLogger(__name__)
 
@@ -53,9 +64,10 @@ def run_job(job: Job, needed: Mapping[str, Job], root: str, sweep: str) -> Outco
         engine_id=os.environ.get(JOB, ""),
     )
     note(notes, job.key, here)
-    os.environ[CELLS_LEFT] = str(max(0, cells_left(notes) - 1))
+    if job.kind == "cell" and job.config["keep_checkpoint"] == "auto":
+        os.environ[CELLS_LEFT] = str(max(0, cells_left(notes) - 1))
     with _logging_to(log_file(notes, job.key)):
-        state, message = _tried(job, needed, folder)
+        state, message = _tried(job, needed, folder, notes)
     seconds = time.time() - started
     outcome = replace(
         here,
@@ -69,9 +81,9 @@ def run_job(job: Job, needed: Mapping[str, Job], root: str, sweep: str) -> Outco
     return outcome
 
 
-def _tried(job: Job, needed: Mapping[str, Job], root: Path) -> tuple[State, str]:
+def _tried(job: Job, needed: Mapping[str, Job], root: Path, sweep: Path) -> tuple[State, str]:
     try:
-        return _run(job, needed, root)
+        return _run(job, needed, root, sweep)
     except Busy as error:
         return "busy", str(error)
     except Exception as error:
@@ -83,7 +95,13 @@ def _tried(job: Job, needed: Mapping[str, Job], root: Path) -> tuple[State, str]
         return "failed", line
 
 
-def _run(job: Job, needed: Mapping[str, Job], root: Path) -> tuple[State, str]:
+def _run(job: Job, needed: Mapping[str, Job], root: Path, sweep: Path) -> tuple[State, str]:
+    if not (sweep / SWEEP_FILE).is_file():
+        raise WinnowError(f"{sweep} is not on {socket.gethostname()}: choose an output_dir that all machines share")
+    if (sweep / CANCELLED).exists():
+        return "cancelled", "cancelled by winnow-sweep"
+    if (there := version(PACKAGE)) != (here := read_sweep(sweep)["winnow"]):
+        raise WinnowError(f"{socket.gethostname()} has winnow {there}, and the sweep is of {here}: install the same")
     if is_done(job, root) and not job.again:
         return "done", ""
     lacking = [needed[key].label for key in job.needs if not is_done(needed[key], root)]

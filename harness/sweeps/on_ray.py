@@ -16,9 +16,8 @@ from harness.errors import WinnowError, first_line
 from harness.sweeps.drive import Told, needed_of
 from harness.sweeps.graph import Job
 from harness.sweeps.jobs import run_job
-from harness.sweeps.state import Outcome, note
+from harness.sweeps.state import PACKAGE, Outcome, note
 
-PACKAGE = "moe-winnow"
 _GIB = 2**30
 # What decides where files lie and how libraries behave on the workers, as it does here.
 _PASSED_ON = (
@@ -175,7 +174,7 @@ def _check_room(ray: Any, jobs: Sequence[Job]) -> None:
             continue
         best = {name: max((node.get(name, 0) for node in nodes), default=0) for name in wanted}
         raise WinnowError(
-            f"{job.label} takes {wanted['GPU']} GPUs, {wanted['CPU']} cores and {job.resources.memory_gib:g} GiB, and no "
-            f"node has that (at most {best['GPU']:g} GPUs, {best['CPU']:g} cores, {best['memory'] / _GIB:.3g} GiB): set "
-            "resources.gpus, resources.cpus or resources.memory_gib"
+            f"{job.label} takes {wanted['GPU']} GPUs, {wanted['CPU']} cores and {job.resources.memory_gib:g} GiB, and "
+            f"no node has that (at most {best['GPU']:g} GPUs, {best['CPU']:g} cores, {best['memory'] / _GIB:.3g} GiB): "
+            "set resources.gpus, resources.cpus or resources.memory_gib"
         )

@@ -212,7 +212,7 @@ def _output(*command: str, check: bool = True) -> str:
     except (OSError, subprocess.TimeoutExpired) as error:
         raise WinnowError(f"SLURM does not answer ({' '.join(command)}: {first_line(error)})") from error
     if check and done.returncode:
-        raise WinnowError(f"SLURM does not answer: {first_line(done.stderr) or 'no reason given'}")
+        raise WinnowError(f"SLURM does not answer: {(done.stderr.strip() or 'no reason given').splitlines()[0]}")
     return done.stdout
 
 

@@ -19,6 +19,7 @@ from hydra.types import HydraContext, TaskFunction
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
+from harness import progress
 from harness.cells.settings import is_folder_name
 from harness.errors import WinnowError
 from harness.exits import fail
@@ -61,7 +62,8 @@ class Grids(Sweeper):
         say_what_we_do()
         jobs = [job for grid in self._grids() for job in product(*choices(grid + arguments))]
         configs = compose_all(self.hydra_context.config_loader, jobs)
-        launch([*zip(_labels(jobs), configs, strict=True)], arguments)
+        with progress.showing(all(config.progress for config in configs)):
+            launch([*zip(_labels(jobs), configs, strict=True)], arguments)
 
     def _grids(self) -> list[list[str]]:
         grids = [{}] if self.grids is None else self.grids

@@ -11,6 +11,7 @@ import socket
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +20,9 @@ from harness.files import write_files
 from harness.sweeps.graph import Job
 
 SWEEPS, SWEEP_FILE = "sweeps", "sweep.json"
+CANCELLED = "cancelled"  # a file in its folder: no job of the sweep begins any more
 VERSION = 1
+PACKAGE = "moe-winnow"
 
 # queued: an engine has it. busy: another launcher is at work on it. missing: what it needs is not there.
 State = Literal["waiting", "queued", "running", "done", "failed", "busy", "missing", "cancelled"]
@@ -51,6 +54,7 @@ def begin(
     sweep = root / SWEEPS / f"{started}-{socket.gethostname()}-{os.getpid()}"
     said = {
         "version": VERSION,
+        "winnow": version(PACKAGE),
         "command": list(command),
         "launcher": launcher,
         "started": started,
