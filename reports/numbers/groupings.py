@@ -15,6 +15,7 @@ from harness.errors import WinnowError
 from harness.records.store import RecordStore
 from reports.numbers.load import Panel
 
+FEWEST = 10
 _LOOKED_AT = 3  # cells: all of a sweep keep their prompts, or none
 Groupings = Mapping[str, tuple[str, ...]]  # item -> what it shares with others: a label in each grouping
 _VARIABLE = re.compile(r"'[^'\n]*'|\"[^\"\n]*\"|\d+(?:\.\d+)?|(?<![.?!:\n] )(?<!^)\b[A-Z][a-z]+\b")
@@ -57,14 +58,14 @@ def _prompts(folder: Path, cell: str) -> list[tuple[str, str]]:
 def clusters(items: Sequence[str], groupings: Groupings) -> list[np.ndarray]:
     """Of each grouping in which some items share a label: (n,) the number of each item's cluster.
 
-    An item without a label is a cluster of its own.
+    An item without a label is a cluster of its own. Fewer than ten clusters say too little of how clusters vary.
     """
     labels = [groupings.get(item, ()) for item in items]
     found = []
     for place in range(max(map(len, labels), default=0)):
         own = [of[place] if place < len(of) else f"item {item}" for item, of in zip(items, labels, strict=True)]
         names, numbers = np.unique(np.array(own), return_inverse=True)
-        if 1 < len(names) < len(own):
+        if FEWEST <= len(names) < len(own):
             found.append(numbers)
     return found
 

@@ -140,7 +140,7 @@ class Sum:
         items = apart.index.get_level_values("item").tolist()
         for labels in groupings(items):
             sums = apart.groupby(labels.to_numpy()).sum()
-            if 1 < len(sums) < n:
+            if 10 <= len(sums) < n:
                 found.append((len(sums) / (len(sums) - 1) * (sums**2).sum() / n**2, len(sums) - 1.0))
         self.plain.append(found[0])
         self.parts.append(max(found) if square > 0 else found[0])
