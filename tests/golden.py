@@ -18,7 +18,7 @@ from hydra import compose, initialize_config_module
 from hydra.utils import instantiate
 
 from harness.contracts.method import Method
-from harness.contracts.plan_files import plan_to_json
+from harness.contracts.plan_files import plan_arrays, plan_to_json
 from harness.contracts.record import Sample, Score
 from harness.contracts.task import ModelTask, SamplesTask, Task
 from tasks.made.perplexity import DOMAINS
@@ -66,7 +66,10 @@ def decisions() -> dict[str, dict[str, str]]:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 plan = method.decide(statistics, ratio, seed=3).plan
-            found[path.stem] = {"version": method.version, "digest": digest(plan_to_json(plan))}
+            told: Any = plan_to_json(plan)
+            if arrays := plan_arrays(plan):
+                told = [told, {name: values.tolist() for name, values in arrays.items()}]
+            found[path.stem] = {"version": method.version, "digest": digest(told)}
     return found
 
 

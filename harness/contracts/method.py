@@ -36,7 +36,8 @@ class Decision:
 
     The expert of the lowest saliency goes first, or with ``largest_goes`` that of the largest. The label of an old
     expert is the index of its new expert in the plan. ``search`` is there where the budget was searched, ``all_tokens``
-    where every expert was run on so many tokens, routed or not.
+    where every expert was run on so many tokens, routed or not, ``unexplained`` (layer -> old expert -> share of its
+    output's variance) where fitted maps stand for experts.
     """
 
     plan: CompressionPlan

@@ -5,18 +5,18 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hydra.utils import instantiate
 
 from harness.contracts.plan import CompressionPlan, validate
 from harness.contracts.statistics import Statistics
 from harness.errors import WinnowError
+from methods.chain import Chain
+from methods.coverage import Coverage
 from methods.mone import SCORES, MoNE, variance
 from methods.novices import constants
 from methods.prune_experts import ExpertPruning
 from methods.schedule import Schedule
 from tests.brute_force import brute_force_statistics, expert_function, routed_documents, weights_of
 from tests.methods.conftest import Case, made_up_case, with_statistic
-from tests.methods.test_method_configs import composed
 from tests.tiny import FAMILY_NAMES, tiny_model
 
 HALF = Fraction(1, 2)
@@ -176,9 +176,9 @@ def test_what_does_not_go_with_constants_is_refused() -> None:
     with pytest.raises(WinnowError, match="unknown constants 'mean'; known: "):
         ExpertPruning("reap", "reap", constants="mean")
     with pytest.raises(WinnowError, match="allocation=evoesap searches a budget for experts that are deleted"):
-        instantiate(composed("method=reap", "allocation=evoesap", "method.constants=true"))
+        ExpertPruning("reap", "reap", "evoesap", search={}, constants=True)
     with pytest.raises(WinnowError, match="cannot leave constants for experts"):
-        instantiate(composed("method=reap_coverage", "method.first.constants=true"))
+        Chain("both", ExpertPruning("reap", "reap", constants=True), Coverage("coverage"))
     shape, method = made_up_case(1).statistics.shape, ExpertPruning("reap", "reap", constants=True)
     with pytest.raises(WinnowError, match=r"use method.constants=false"):
         Schedule("iterative", 2).check(method, shape, HALF)
