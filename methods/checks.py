@@ -9,7 +9,7 @@ from harness.contracts.statistics import Statistics
 from harness.errors import WinnowError
 
 
-def check_option(method: str, option: str, value: object, known: Iterable[str]) -> None:
+def check_option(method: str, option: str, value: object, known: Iterable[object]) -> None:
     """Raises WinnowError that lists the known values where ``value`` is none of them."""
     known = list(known)
     if value not in known:

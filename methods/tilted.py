@@ -7,7 +7,7 @@ from fractions import Fraction
 from typing import ClassVar
 
 import numpy as np
-from scipy.linalg import LinAlgError, cholesky, eigh, solve_triangular, svd  # type: ignore[import-untyped]
+from scipy.linalg import LinAlgError, cholesky, eigh, qr, solve_triangular, svd  # type: ignore[import-untyped]
 
 from harness.contracts.method import Decision
 from harness.contracts.plan import Array, CompressionPlan, LayerPlan, LowRank, NewExpert
@@ -74,7 +74,8 @@ def fitted(down: np.ndarray, of: Centred, rank: int, alpha: float, basis: np.nda
     ridge = alpha * of.trace / len(of.inputs)
     lower = cholesky(of.covariance + ridge * np.eye(len(of.covariance)), lower=True)
     whitened = solve_triangular(lower, of.mixed.T, lower=True)  # L^-1 R^T (d, I)
-    small = whitened if len(whitened) <= whitened.shape[1] else np.linalg.qr(whitened, mode="r")
+    width = whitened.shape[1]
+    small = whitened if len(whitened) <= width else qr(whitened, mode="r")[0][:width]
     left = svd(down @ small.T, full_matrices=False)[0][:, :rank]
     projected = left.T @ down  # (r, I)
     right = solve_triangular(lower, whitened @ projected.T, lower=True, trans="T").T  # (r, d)
