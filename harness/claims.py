@@ -92,6 +92,9 @@ def _made(path: Path, token: str) -> bool:
     text = json.dumps(said | {"job": os.environ.get(JOB, "")}).encode()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise write_error(path.parent, error) from error
+    try:
         handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
     except FileExistsError:
         return False
@@ -151,7 +154,8 @@ def _now(folder: Path) -> float:
     except OSError:
         return time.time()
     finally:
-        probe.unlink(missing_ok=True)
+        with suppress(OSError):
+            probe.unlink(missing_ok=True)
 
 
 def _take_away(path: Path) -> None:

@@ -20,9 +20,10 @@ from torch import Tensor
 from harness import progress
 from harness.calibration.archive import Damaged, read_archive, write_archive
 from harness.calibration.assignment import proven_best
+from harness.claims import claimed
 from harness.contracts.alignment import align_channels
 from harness.contracts.statistics import Align, ExpertWeights
-from harness.files import locked, sweep
+from harness.files import sweep
 
 log = logging.getLogger(__name__)
 
@@ -46,8 +47,7 @@ def cached_aligner(folder: Path, weights: Callable[[int, int], ExpertWeights], d
         path = folder / f"{layer}.npz"
         known = _read(path)
         if any(pair not in known for pair in pairs):
-            waiting = f"waiting for another process that aligns the channels of layer {layer}"
-            with locked(path.with_suffix(".lock"), waiting):
+            with claimed(path.with_suffix(".claim"), f"the channels of layer {layer}"):
                 sweep(folder, f".{path.stem}.*.tmp")  # who holds the lock is alone
                 known = _read(path)
                 missing = [pair for pair in pairs if pair not in known]

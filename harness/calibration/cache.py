@@ -13,7 +13,8 @@ import numpy as np
 
 from harness.calibration.archive import Damaged, read_manifest
 from harness.calibration.collected import Collected
-from harness.files import locked, sweep, write_files
+from harness.claims import claimed
+from harness.files import sweep, write_files
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +34,7 @@ def cached_statistics(
     """
     key = content_key(key_parts)
     folder = Path(cache_dir) / key
-    with locked(folder.with_suffix(".lock"), f"waiting for another process that computes calibration statistics {key}"):
+    with claimed(folder.with_suffix(".claim"), f"calibration statistics {key}"):
         sweep(folder, ".*.tmp")  # who holds the lock is alone: what is left of other writers is of dead ones
         found = _load(folder)
         if found is not None and needed <= found.names:

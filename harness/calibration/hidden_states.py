@@ -34,7 +34,7 @@ class Passage(Protocol):
 
 class HiddenStates(Protocol):
     def through(self, layer: int, last: bool) -> AbstractContextManager[Passage]:
-        """All batches go through ``layer`` meanwhile; behind the ``last`` one nothing is kept, and they may go again."""
+        """All batches go through ``layer`` meanwhile, and may go again; behind the ``last`` one nothing is kept."""
         ...
 
 

@@ -25,10 +25,11 @@ from harness.calibration.drive import check_fit
 from harness.calibration.routers import RoutersOf
 from harness.calibration.streamed import Model, StreamedModel
 from harness.calibration.tokens import TokenSequence, corpus_fingerprint
+from harness.claims import claimed
 from harness.contracts.search import Kept, Overlap
 from harness.errors import WinnowError
 from harness.families.family import Family
-from harness.files import locked, write_files
+from harness.files import write_files
 
 log = logging.getLogger(__name__)
 
@@ -163,6 +164,6 @@ def _read(file: Path) -> dict[str, float]:
 
 def _write(file: Path, told: Mapping[str, Any], known: dict[str, float]) -> None:
     """With what other searches on the same text have written meanwhile."""
-    with locked(file.with_suffix(".lock"), f"waiting for another process that writes {file}"):
+    with claimed(file.with_suffix(".claim"), str(file)):
         known |= _read(file) | known
         write_files({file: json.dumps({"of": told, "overlaps": known}, indent=1).encode()})

@@ -22,10 +22,10 @@ from harness.calibration.drive import drive
 from harness.calibration.recorder import Recorder
 from harness.calibration.streamed import Model, chunks
 from harness.calibration.tokens import TokenSequence, corpus_fingerprint
+from harness.claims import claimed
 from harness.contracts.second_pass import Look, Moments, Seen
 from harness.families.family import Family
 from harness.families.moe_block import MoeBlock
-from harness.files import locked
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ def look_again(
     told = {**made_from, "corpus": corpus_fingerprint(sequences), "looks": _fingerprint(looks)}
     key = content_key(told)
     place = folder / key
-    with locked(folder / f"{key}.lock", f"waiting for another process that collects the moments {key}"):
+    with claimed(folder / f"{key}.claim", f"the moments {key}"):
         if all(_whole(place, layer) for layer in looks):
             log.info("reusing moments %s of %d experts", key, sum(len(look.experts) for look in looks.values()))
         else:

@@ -19,8 +19,9 @@ from harness.calibration.cache import MANIFEST_FIELDS, content_key
 from harness.calibration.collected import AffineStep, Collected, Part
 from harness.calibration.merge import merged_in_order
 from harness.calibration.tokens import TokenSequence
+from harness.claims import claimed
 from harness.errors import WinnowError
-from harness.files import locked, sweep
+from harness.files import sweep
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +69,7 @@ class Shards:
             )
             return None
         path, name = self.file(shard), f"calibration shard {shard} of {self.count}"
-        with locked(path.with_suffix(".lock"), f"waiting for another process that computes {name}"):
+        with claimed(path.with_suffix(".claim"), name):
             sweep(self.folder, f".{path.stem}.*.tmp")  # who holds the lock is alone
             there = self._statistics_of(path)
             if needed <= there:

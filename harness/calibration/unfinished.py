@@ -21,7 +21,7 @@ from harness.calibration.observer import Observer
 from harness.calibration.streamed import Model, StreamedModel
 from harness.calibration.tokens import TokenSequence, corpus_fingerprint
 from harness.checkpoints.by_layer import ModelByLayer
-from harness.files import locked
+from harness.claims import claimed
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ def kept(
     }
     key = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
     folder = model.state / key
-    with locked(model.state / f"{key}.lock", f"waiting for another process that makes the calibration pass {key}"):
+    with claimed(model.state / f"{key}.claim", f"the calibration pass {key}"):
         yield folder
         shutil.rmtree(folder, ignore_errors=True)
 

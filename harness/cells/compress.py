@@ -56,12 +56,12 @@ class Compressed:
     recovery: dict[str, Any] = field(default_factory=dict)
 
 
-def compress(cell: Cell, folder: Path, root: Path, held_out: HeldOut) -> Compressed:
-    """Leaves plan, saliency and checkpoint of the cell in ``folder``; statistics are shared in ``root``.
+def compress(cell: Cell, folder: Path, checkpoint: Path, root: Path, held_out: HeldOut) -> Compressed:
+    """Leaves plan and saliency of the cell in ``folder``, its ``checkpoint``; statistics are shared in ``root``.
 
     Raises WinnowError for what does not fit together or does not fit on the disk.
     """
-    clock, checkpoint = Clock(), folder / "checkpoint"
+    clock = Clock()
     decision, collected = decide(cell, folder / "rounds", root, clock)
     write_files(_decision_files(decision, cell.method.name, folder))
     recovery: dict[str, Any] = {}

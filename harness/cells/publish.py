@@ -8,9 +8,10 @@ import json
 import shutil
 from pathlib import Path
 
+from harness.claims import claimed
 from harness.contracts.plan_files import ARRAYS, PLAN
 from harness.errors import WinnowError
-from harness.files import locked, write_files
+from harness.files import write_files
 
 NOTE, CHECKPOINT, COPIED = "cell.json", "checkpoint", (PLAN, ARRAYS, "saliency.json")
 
@@ -27,7 +28,7 @@ def check_free(root: Path, cell: str) -> None:
 
 def publish(folder: Path, root: Path, cell: str) -> None:
     """Puts what the cell left in ``folder`` into ``root``. Raises WinnowError as ``check_free`` does."""
-    with locked(root / ".locks" / "publish.lock", f"another process puts its files into {root}: waiting for it"):
+    with claimed(root / ".claims" / "publish.claim", f"the files of {root}"):
         check_free(root, cell)
         files = {root / name: (folder / name).read_bytes() for name in COPIED if (folder / name).is_file()}
         if (folder / CHECKPOINT).is_dir():

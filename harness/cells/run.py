@@ -5,6 +5,9 @@ What computes runs in processes of its own (``harness.apart``), so that a device
 
 import logging
 import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -31,7 +34,7 @@ from harness.contracts.record import Record, Sample
 from harness.contracts.tracker import Tracker
 from harness.data import contamination
 from harness.errors import WinnowError
-from harness.files import sweep
+from harness.files import sweep, write_error
 from harness.records.describe import plan_summary, size_summary
 from harness.records.store import RecordStore
 
@@ -114,27 +117,52 @@ def _finished(cell: Cell, root: Path, folder: Path, tracker: Tracker | None) -> 
             log.info("cell %s was measured without the uncompressed model: again for %s", cell.id, ", ".join(missing))
         else:
             say_what_changed(cell.description, cell.identity[0], store)
-        record, samples = _compute(cell, folder, root, tracker)
-        store.write(record, samples)
-        if not keeps_checkpoint(cell.config["keep_checkpoint"], cell.model, folder):
-            shutil.rmtree(folder / "checkpoint", ignore_errors=True)
+        with _place_for(cell, folder) as checkpoint:
+            record, samples = _compute(cell, folder, checkpoint, root, tracker)
+            store.write(record, samples)
+            if not keeps_checkpoint(cell.config["keep_checkpoint"], cell.model, folder):
+                shutil.rmtree(checkpoint, ignore_errors=True)
+            elif checkpoint != folder / "checkpoint":
+                shutil.rmtree(folder / "checkpoint", ignore_errors=True)
+                shutil.move(checkpoint, folder / "checkpoint")
         if tracker is not None:
             tracker.log_cell(record, samples, root, folder)
         return record
 
 
-def _compute(cell: Cell, folder: Path, root: Path, tracker: Tracker | None) -> tuple[Record, list[Sample]]:
+@contextmanager
+def _place_for(cell: Cell, folder: Path) -> Iterator[Path]:
+    """Where the checkpoint lies while it is needed: in the cell's folder, or with ``scratch`` on a disk of this
+    machine, where nothing of it stays."""
+    scratch = cell.config["scratch"]
+    if scratch is None:
+        yield folder / "checkpoint"
+        return
+    try:
+        Path(scratch).mkdir(parents=True, exist_ok=True)
+        own = Path(tempfile.mkdtemp(prefix=f"winnow-{cell.id}-", dir=scratch))
+    except OSError as error:
+        raise write_error(Path(scratch), error) from error
+    try:
+        yield own / "checkpoint"
+    finally:
+        shutil.rmtree(own, ignore_errors=True)
+
+
+def _compute(
+    cell: Cell, folder: Path, checkpoint: Path, root: Path, tracker: Tracker | None
+) -> tuple[Record, list[Sample]]:
     sweep(folder, ".*.tmp", ".*.partial", ".*.replaced")  # the cell is claimed: nobody else writes here
     settings, texts = cell.config["calibration"], (document.text for document in cell.documents)
     contained = contamination.check(settings["name"], texts, cell.tasks.values()) if cell.reads_text else {}
     if cell.tasks and cell.config["baseline"] != EVALUATE:
         baseline_record(cell, root, tracker)  # one from elsewhere that does not fit is refused before anything is done
-    made = apart(f"compressing ({cell.id})", compress, cell, folder, root, held_out_text(cell))
+    made = apart(f"compressing ({cell.id})", compress, cell, folder, checkpoint, root, held_out_text(cell))
     clock = Clock(dict(made.seconds))
     # Only now, so that of several processes one evaluates the uncompressed model while the others calibrate.
     baseline = baseline_record(cell, root, tracker) if cell.tasks else None
     evaluation = evaluate_apart(
-        f"evaluation ({cell.id})", cell.config, folder / "checkpoint", clock, *beside(cell, baseline, root)
+        f"evaluation ({cell.id})", cell.config, checkpoint, clock, *beside(cell, baseline, root)
     )
     before = {key.removesuffix("_before"): value for key, value in made.applied.items() if key.endswith("_before")}
     plan, layout = made.decision.plan, made.applied["layout"]

@@ -332,6 +332,11 @@ class Settings(_Checked, total=False):
         "false: of a cell only plan, saliency and record stay; `auto`: the checkpoint goes when its cell is scored if "
         "the disk would not hold those of the sweep",
     ]
+    scratch: Annotated[
+        str | None,
+        "folder on a disk of the machine that computes, where a cell's checkpoint lies while it is needed; null: in "
+        "`output_dir`",
+    ]
     strict_versions: Annotated[
         bool,
         "true: versions of Python, torch, transformers and vLLM are part of what a cell is, not only recorded",

@@ -16,9 +16,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import TypeAdapter, ValidationError
 
+from harness.claims import claimed
 from harness.contracts.record import RECORD_VERSION, Record, Sample
 from harness.errors import WinnowError
-from harness.files import locked, sweep, write_files
+from harness.files import sweep, write_files
 from harness.records.identity import plain
 from harness.records.old import upgraded
 
@@ -142,10 +143,10 @@ class RecordStore:
         """Holds the cell against other processes; gives False where it is finished already, True where it is
         ours.
 
-        Waits for a process that holds it, so after a wait the usual answer is False. The lock is the
-        kernel's: it goes with a process that dies.
+        Waits for a process that holds it, on whatever machine, so after a wait the usual answer is False. The claim
+        goes with a process that dies (``harness.claims``).
         """
-        with locked(self.folder / ".locks" / f"{cell}.lock", f"another process is at work on {cell}: waiting for it"):
+        with claimed(self.folder / ".claims" / f"{cell}.claim", cell):
             sweep(self.folder, f".{cell}.*.tmp")
             yield not self.exists(cell)
 

@@ -132,7 +132,7 @@ def test_a_failed_pass_leaves_nothing_and_frees_the_lock(tmp_path):
 
     with pytest.raises(WinnowError, match="no"):
         cached_statistics(tmp_path, KEY, frozenset({"ean_sum"}), fail)
-    assert [path.suffix for path in tmp_path.rglob("*")] == [".lock"]
+    assert not list(tmp_path.rglob("*"))
     compute = Counting()
     cached_statistics(tmp_path, KEY, frozenset({"ean_sum"}), compute)
     assert len(compute.calls) == 1
@@ -188,5 +188,5 @@ def test_two_processes_share_one_pass(tmp_path):
     assert [out.strip() for out, _ in ends] == ["99", "99"], ends
     assert (tmp_path / "passes").read_text() == "pass\n"
     logs = "".join(err for _, err in ends)
-    assert logs.count("waiting for another process") == 1
+    assert logs.count("calibration statistics") and logs.count("waiting for it") == 1
     assert logs.count("reusing calibration statistics") == 1

@@ -61,7 +61,7 @@ def snapshot(root: Path) -> dict[str, bytes]:
     return {
         str(path.relative_to(root)): path.read_bytes()
         for path in sorted(root.rglob("*"))
-        if path.is_file() and ".locks" not in path.parts
+        if path.is_file() and ".claims" not in path.parts
     }
 
 
