@@ -19,13 +19,13 @@ from transformers import PreTrainedModel, Qwen3MoeConfig, Qwen3MoeForCausalLM
 from harness import progress
 from harness.calibration.collect import collect
 from harness.calibration.tokens import TokenSequence
-from harness.contracts.statistics import RELEASED, SAMPLED, SQUARE, STATISTICS
+from harness.contracts.statistics import NOVICES, RELEASED, SAMPLED, SQUARE, STATISTICS
 from harness.families.table import FAMILIES
 
 # What coverage reads as it is, by any of its channel scores; not the moving averages of the released code.
 COVERAGE = frozenset({"frequency", "attribution_sum", "channel_square_sum", "channel_saliency_sum", "input_square_sum"})
 # What the pruning criteria read: no router logits of all experts against all, no output of unrouted experts.
-PRUNING = (frozenset(STATISTICS) - {"output_mean"} - SQUARE - COVERAGE - RELEASED - SAMPLED) | {"frequency"}
+PRUNING = (frozenset(STATISTICS) - {"output_mean"} - SQUARE - COVERAGE - RELEASED - SAMPLED - NOVICES) | {"frequency"}
 MAX_PRUNING_RATIO = 1.25
 MAX_COVERAGE_RATIO = 1.6
 MAX_EVERYTHING_RATIO = 8.0
