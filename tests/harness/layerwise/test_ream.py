@@ -287,3 +287,21 @@ def test_fewer_experts_than_top_k_where_top_k_is_lowered(folders: dict[str, Path
         opened(folders["olmoe"]), REAM("ream"), Fraction(7, 8), 0, sequences(), like, 2, lower_top_k=True
     )
     assert [len(plan.experts) for plan in found.plan.layers] == [1, 1]
+
+
+def test_features_of_channels_are_principal_components_times_their_variance(tmp_path: Path):
+    """With as many components as there are dimensions, where the random start does not matter."""
+    save_tiny(tmp_path, "qwen3_moe", hidden=16)
+    model = load_model(tmp_path, "float32")
+    look = looks.Look(looks.FusedExperts(moe_blocks(model)[0].experts), looks.Inputs(*[torch.zeros(0)] * 3), 2)
+    parts = [matrices(model, 0, j) for j in range(8)]
+    rows = np.concatenate([np.concatenate([gate, up, down.T], axis=1) for gate, up, down in parts])
+    units = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    left, values, _ = np.linalg.svd(units - units.mean(0), full_matrices=False)
+    wanted = left * values**2
+    wanted /= np.linalg.norm(wanted, axis=1, keepdims=True)
+    found = look.channel_features()
+    assert found.shape == (8, 16, 48)
+    flat = found.reshape(128, 48)
+    np.testing.assert_allclose(flat @ flat.T, wanted @ wanted.T, atol=1e-4)
+    np.testing.assert_array_equal(look.channel_features(), found)
