@@ -14,6 +14,7 @@ refitted; where a map is added to an expert that stays, and is fitted jointly, t
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -64,7 +65,7 @@ def fit_layer(
             if fit.name == "joint":
                 made = _joint(plan, fit, experts, tokens, left, wanted - found)
             else:
-                one = _routed if fit.name == "routed" else _all_tokens(all_tokens)
+                one = _routed if fit.name == "routed" else partial(_all_tokens, limit=all_tokens)
                 made = [one(plan, place, fit, experts, tokens) for place in range(len(plan.experts))]
         except WinnowError as error:
             raise WinnowError(f"refit={fit.name}, layer {plan.layer}: {error}") from None
@@ -102,24 +103,23 @@ def _routed(plan: LayerPlan, place: int, fit: Fit, experts: Experts, tokens: Tok
     return _solved(new, expert, fit, experts, triples())
 
 
-def _all_tokens(limit: int | None):  # type: ignore[no-untyped-def]
-    def fitted(plan: LayerPlan, place: int, fit: Fit, experts: Experts, tokens: Tokens) -> NewExpert:
-        new = plan.experts[place]
-        if not _can_be_fitted(new) or new.is_whole:
-            return new
-        every = torch.nonzero(~tokens.held_out).squeeze(1)
-        chosen = every[evenly_spaced(len(every), limit).to(every.device)]
+def _all_tokens(
+    plan: LayerPlan, place: int, fit: Fit, experts: Experts, tokens: Tokens, limit: int | None
+) -> NewExpert:
+    new = plan.experts[place]
+    if not _can_be_fitted(new) or new.is_whole:
+        return new
+    every = torch.nonzero(~tokens.held_out).squeeze(1)
+    chosen = every[evenly_spaced(len(every), limit).to(every.device)]
 
-        def triples() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-            for _, x in rows(tokens.hidden, chosen, experts):
-                wanted = torch.zeros_like(x)
-                for source in new.sources:
-                    wanted.add_(experts.old(source.expert).output(x), alpha=source.weight)
-                yield torch.ones(len(x), dtype=x.dtype, device=x.device), wanted, x
+    def triples() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        for _, x in rows(tokens.hidden, chosen, experts):
+            wanted = torch.zeros_like(x)
+            for source in new.sources:
+                wanted.add_(experts.old(source.expert).output(x), alpha=source.weight)
+            yield torch.ones(len(x), dtype=x.dtype, device=x.device), wanted, x
 
-        return _solved(new, experts.new(new), fit, experts, triples())
-
-    return fitted
+    return _solved(new, experts.new(new), fit, experts, triples())
 
 
 def _solved(
