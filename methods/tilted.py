@@ -165,11 +165,12 @@ class Tilted:
     def _look(self, statistics: Statistics, layer: int, novices: list[int]) -> Look:
         count = np.maximum(statistic(statistics, layer, "frequency")[novices], 1)[:, None]
         inputs, outputs = (statistic(statistics, layer, name)[novices] / count for name in ("input_sum", "output_sum"))
-        rank, hidden = self._rank(inputs.shape[1]), inputs.shape[1]
+        rank, hidden = self.rank_in(inputs.shape[1]), inputs.shape[1]
         basis = None if self.basis == "exact" else layer_basis(statistics, layer, min(OF_BASIS * rank, hidden))
         return Look(novices, inputs, outputs, basis, self.weights == "gate_squared")
 
-    def _rank(self, hidden: int) -> int:
+    def rank_in(self, hidden: int) -> int:
+        """Of the maps, where the layer has so many dimensions. Raises WinnowError for a rank above that."""
         rank = max(1, min(32, hidden // 16)) if self.rank is None else self.rank
         self._check_rank(rank, hidden, "the hidden size")
         return rank
@@ -192,7 +193,7 @@ class Tilted:
             if of is None:
                 continue
             down = statistics.expert_weights(layer, expert).down.astype(np.float64)
-            rank = self._rank(len(of.inputs))
+            rank = self.rank_in(len(of.inputs))
             self._check_rank(rank, down.shape[1], "the width of the experts")
             try:
                 found[expert] = fitted(down, of, rank, self.alpha, look.basis)

@@ -16,7 +16,7 @@ from harness.checkpoints.layout import LayerLayout, LowRankLayout, is_compact, l
 from harness.checkpoints.packed_weights import SECTION as QUANTISED
 from harness.checkpoints.reader import CheckpointReader
 from harness.checkpoints.sizes import checkpoint_sizes
-from harness.checkpoints.standins import CONSTANTS, LEFT, RIGHT, SHIFT, experts_prefix, map_name
+from harness.checkpoints.standins import CONSTANTS, LEFT, NO_PLACE, RIGHT, SHIFT, experts_prefix, map_name
 from harness.checkpoints.writer import Output, copy_companions, write_shards, written_atomically
 from harness.contracts.plan import CompressionPlan, LayerPlan, NewExpert, validate
 from harness.contracts.plan_files import plan_arrays, plan_files
@@ -154,10 +154,7 @@ def _has_standins(plan: LayerPlan) -> bool:
 def _stored_layer(plan: LayerPlan, old: LayerLayout, shape: MoeShape, expanded: bool) -> _StoredLayer:
     if _has_standins(plan):
         if expanded:
-            raise WinnowError(
-                "layout=expanded has no place for constants and low-rank maps: use layout=compact, or for constants "
-                "layout=vllm_constants"
-            )
+            raise WinnowError(NO_PLACE)
         return _with_standins(plan, old, shape)
     rows = stored_rows(plan)
     route = tuple(new for row in rows if (new := plan.route[row]) is not None)

@@ -6,7 +6,7 @@ channels of an expert, k top-k.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from math import prod
 from pathlib import Path
@@ -19,9 +19,10 @@ from huggingface_hub.errors import StrictDataclassError
 from harness.checkpoints import packed_weights as packed
 from harness.checkpoints.check import check_checkpoint
 from harness.checkpoints.config import config_integer
-from harness.checkpoints.layout import LayerLayout, is_compact, layer_layouts, with_layouts
+from harness.checkpoints.layout import LayerLayout, LowRankLayout, is_compact, layer_layouts, with_layouts
 from harness.checkpoints.quantize import Quantization
 from harness.checkpoints.reader import CheckpointReader
+from harness.checkpoints.standins import NO_PLACE, standin_shapes
 from harness.contracts.layerwise import layerwise
 from harness.contracts.method import Method
 from harness.contracts.statistics import STATISTICS, ExpertWeights, Routing, Statistics
@@ -101,10 +102,21 @@ class Anatomy:
 
 @dataclass(frozen=True)
 class Kept:
-    """What a method leaves in each MoE layer: experts with so many channels, and router rows."""
+    """What a method leaves in each MoE layer: experts with so many channels, router rows, and so many constants in the
+    place of experts, or with ``rank`` above 0 low-rank maps, each with a shift."""
 
     widths: tuple[int, ...]
     rows: int
+    standins: int = 0
+    rank: int = 0
+
+    @property
+    def constants(self) -> int:
+        return 0 if self.rank else self.standins
+
+    @property
+    def low_rank(self) -> tuple[LowRankLayout, ...]:
+        return (LowRankLayout(self.rank, None, True),) * (self.standins if self.rank else 0)
 
 
 def anatomy_of_folder(folder: Path, config: Mapping[str, Any]) -> Anatomy:
@@ -173,7 +185,7 @@ def outcome(method: Method, ratio: Fraction, model: Anatomy, seed: int = 0) -> K
     method = getattr(method, "mean_layer", method)  # where a budget names every layer
     kept = _decide(method, ratio, model, _NARROW, seed)
     if set(kept.widths) == {_NARROW}:  # whole experts: cheaper to find out on narrow ones
-        return Kept((model.width,) * len(kept.widths), kept.rows)
+        return replace(kept, widths=(model.width,) * len(kept.widths))
     return _decide(method, ratio, model, model.width, seed)
 
 
@@ -210,14 +222,20 @@ def _decide(method: Method, ratio: Fraction, model: Anatomy, width: int, seed: i
         router_rows=router_rows,
     )
     (layer,) = method.decide(statistics, ratio, seed).plan.layers
-    widths = tuple(width if new.channels is None else len(new.channels) for new in layer.experts)
-    return Kept(widths, sum(new is not None for new in layer.route))
+    stored = [new for new in layer.experts if new.sources]
+    widths = tuple(width if new.channels is None else len(new.channels) for new in stored)
+    hidden = config_integer(model.config, "hidden_size")
+    standins = len(layer.experts) - len(widths)
+    rank = method.rank_in(hidden) if standins and hasattr(method, "rank_in") else 0
+    return Kept(widths, sum(new is not None for new in layer.route), standins, rank)
 
 
 def compressed(model: Anatomy, kept: Kept, layout: str = "compact") -> Anatomy:
     """``model`` with ``kept`` in every MoE layer, as ``apply_plan`` stores it: experts of a stacked tensor are padded
     to the widest, and with ``layout`` "expanded" every router row has an expert of its own, all of one width."""
     family, hidden = model.family, config_integer(model.config, "hidden_size")
+    if layout == "expanded" and kept.standins:
+        raise WinnowError(NO_PLACE)
     widths = (max(kept.widths),) * (kept.rows if layout == "expanded" else len(kept.widths))
     if not family.stacks_experts and layout != "expanded":
         widths = kept.widths
@@ -231,7 +249,15 @@ def compressed(model: Anatomy, kept: Kept, layout: str = "compact") -> Anatomy:
         shapes.update(new)
         sizes.update({name: prod(shape) * itemsize for name, shape in new.items()})
 
+    stored = len(widths) + kept.standins
+    route = tuple(row % stored for row in range(kept.rows))  # which row leads where does not change a size
+    layout_now = LayerLayout(widths, route, kept.constants, kept.low_rank)
     for layer, old in layer_layouts(model.config, family).items():
+        first = family.expert_tensors[0].names(layer, 1)[0]
+        itemsize = sizes[first] // prod(shapes[first])
+        standins = standin_shapes(family, layer, layout_now, hidden)
+        shapes.update(standins)
+        sizes.update({name: prod(shape) * itemsize for name, shape in standins.items()})
         for tensor in family.expert_tensors:
             parts = [tensor.shape(width, hidden) for width in widths]
             new_shapes = [(len(parts), *parts[0])] if tensor.is_stacked else parts
@@ -243,8 +269,7 @@ def compressed(model: Anatomy, kept: Kept, layout: str = "compact") -> Anatomy:
             if name in shapes:
                 replace([name], {name: (*shapes[name][:-1], kept.rows)})
     headers = Headers(shapes, sizes)
-    route = tuple(row % len(widths) for row in range(kept.rows))  # which row leads where does not change a size
-    layouts = dict.fromkeys(family.moe_layers(model.config), LayerLayout(widths, route))
+    layouts = dict.fromkeys(family.moe_layers(model.config), layout_now)
     return Anatomy(with_layouts(model.config, layouts), family, headers, min(model.largest_shard, headers.total_bytes))
 
 

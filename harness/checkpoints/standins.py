@@ -18,6 +18,7 @@ from harness.checkpoints.reader import CheckpointReader
 from harness.families.family import Family
 
 CONSTANTS, LEFT, RIGHT, SHIFT = "constants", "left", "right", "shift"
+NO_PLACE = "layout=expanded has no place for constants and low-rank maps: use layout=compact"
 # Names of such tensors, whatever the prefix is called.
 IS_ONE = re.compile(r"\.experts\.(constants|low_rank\.\d+\.(left|right|shift))$")
 
