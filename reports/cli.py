@@ -15,6 +15,8 @@ from reports.claims.opening import opening as opening_of_claims
 from reports.claims.tested import claims_of
 from reports.figures import drift as drift_figures
 from reports.figures import scores as figures
+from reports.figures.corpora import NOTE as TRANSFER_NOTE
+from reports.figures.corpora import corpus_transfer
 from reports.figures.drawn import Drawing, digest, drawing, row_hash
 from reports.figures.reliability import NOTE as RELIABILITY_NOTE
 from reports.figures.reliability import reliability_diagram
@@ -199,6 +201,9 @@ def _drawings(folder: Path, prefix: str, results: Results) -> dict[str, Drawing]
         rows = [*filter(None, [panel.baseline]), *(row for row in panel.rows if row.method == method)]
         data = digest(method, told, [hashes[row.key] for row in rows])
         found[f"{prefix}corpus_by_domain_{method}"] = Drawing(figures.corpus_by_domain, (results, method), data)
+        kept = {(row.ratio, row.calibration): layers.kept_of(folder, row) for row in panel.rows if row.method == method}
+        of_kept = digest(data, sorted(kept.items()))
+        found[f"{prefix}corpus_transfer_{method}"] = Drawing(corpus_transfer, (results, method, kept), of_kept)
     if usage := _usage(panel):
         counts = [(source, [(layer, c.tolist()) for layer, c in of.items()]) for source, of in usage.items()]
         found[f"{prefix}expert_usage"] = Drawing(figures.expert_usage, (usage,), digest(counts))
@@ -234,7 +239,7 @@ def _sections(folder: Path, all_results: Sequence[Results]) -> tuple[list[str | 
             text.append(picture("layers", layers.FIGURE_NOTE))
             text += _tables([baseline_tests(results, corpus, comparer), best_tests(results, corpus, comparer)])
             latex += [to_latex(table) for table in (scores, differences) if table is not None]
-        text.append(_corpora_section(prefix, results))
+        text += [_corpora_section(prefix, results), _transfer_section(prefix, results)]
         text += _tables([shift_table(results)], "## ")
         text += _tables([layers.overlap_table(folder, results.panel)], "## ")
         text += _usage_section(prefix, results.panel)
@@ -292,6 +297,11 @@ def _corpora_section(prefix: str, results: Results) -> Pictures:
     )
     names = tuple(_file_name(f"{prefix}corpus_by_domain_{method}") for method in _methods(results))
     return Pictures(names, (note, ""), ("## Calibration corpus and evaluation domain", ""))
+
+
+def _transfer_section(prefix: str, results: Results) -> Pictures:
+    names = tuple(_file_name(f"{prefix}corpus_transfer_{method}") for method in _methods(results))
+    return Pictures(names, (TRANSFER_NOTE, ""), ("## What a corpus costs elsewhere, and what it keeps", ""))
 
 
 def _usage_section(prefix: str, panel: Panel) -> list[str | Pictures]:

@@ -1,17 +1,15 @@
 """Claims about what plans and routers hold. Counts: they are no sample and have no p-value."""
 
-import json
 from collections.abc import Sequence
 from itertools import chain
-from pathlib import Path
 
+from harness.errors import WinnowError
 from reports.claims.selection import Cell
 from reports.claims.verdicts import HOLDS, REVERSED, UNDECIDED, Evidence, Finding
 from reports.claims.view import NOT_RUN, Missing, View
 from reports.claims.vocabulary import Claim, FewLargeGroups, KeptDiffer, LongTail, Needs
-from reports.numbers.diagnosed import read_diagnostics
+from reports.numbers.kept import jaccard, kept_experts
 from reports.numbers.usage import collect_usage, top_quarter_share
-from reports.tables.layers import jaccard
 
 _NO_PLAN = "its plan is not kept"
 
@@ -86,23 +84,11 @@ def _kept(view: View, cell: Cell) -> dict[str, list[int]] | str:
         return NOT_RUN
     if view.folder is None:
         return _NO_PLAN
-    name = row.records[0].cell["id"]
-    path = view.folder / "cells" / name / "plan.json"
-    if path.is_file():
-        return _kept_of_plan(path)
-    diagnosed = read_diagnostics(view.folder, name)
-    layers = {} if diagnosed is None else {layer: of["kept"] for layer, of in diagnosed["layers"].items()}
-    return {layer: kept for layer, kept in layers.items() if kept is not None} or _NO_PLAN
-
-
-def _kept_of_plan(path: Path) -> dict[str, list[int]] | str:
     try:
-        layers = json.loads(path.read_text(encoding="utf-8"))["layers"]
-        return {
-            str(layer["layer"]): [old for old, new in enumerate(layer["route"]) if new is not None] for layer in layers
-        }
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        found = kept_experts(view.folder, row.records[0].cell["id"])
+    except WinnowError:
         return "its plan.json is damaged"
+    return {layer: kept for layer, (kept, _) in found.items()} or _NO_PLAN
 
 
 def of_long_tail(claim: Claim, view: View) -> Finding:

@@ -10,10 +10,12 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
+from harness.errors import WinnowError
 from reports.figures.palette import looks
 from reports.figures.scores import _LINES, _STYLE
 from reports.numbers.diagnosed import read_diagnostics
-from reports.numbers.load import Panel, Row
+from reports.numbers.kept import Kept, jaccard, jaccard_by_chance, kept_experts
+from reports.numbers.load import NO_CORPUS, Panel, Row
 from reports.numbers.paired import rank_correlation
 from reports.tables.formats import MISSING, Table, format_number, format_span
 
@@ -101,35 +103,35 @@ def layer_table(folder: Path, panel: Panel, corpus: str) -> Table | None:
     return Table("Layer by layer", header, rows, note)
 
 
+def kept_of(folder: Path, row: Row) -> Kept:
+    """The experts that the row's first cell keeps; empty where that is not known (a damaged plan is told elsewhere)."""
+    try:
+        return kept_experts(folder, row.records[0].cell["id"])
+    except WinnowError:
+        return {}
+
+
 def overlap_table(folder: Path, panel: Panel) -> Table | None:
     """Overlap of the experts that a method keeps on two corpora; None where nothing can be compared."""
-    kept: dict[tuple[float, str], dict[str, Layers]] = defaultdict(dict)
-    for row, layers in _diagnosed(folder, panel.rows):
-        if all(numbers["kept"] is not None for numbers in layers.values()):
-            kept[row.ratio, row.method][row.calibration] = layers
+    kept: dict[tuple[float, str], dict[str, Kept]] = defaultdict(dict)
+    for row in panel.rows:
+        if found := kept_of(folder, row):
+            kept[row.ratio, row.method][row.calibration] = found
     rows, counts = [], set()
     for (ratio, method), of_corpora in sorted(kept.items()):
-        for one, other in combinations(sorted(of_corpora), 2):
-            pairs = [(of_corpora[one][layer], of_corpora[other][layer]) for layer in of_corpora[one]]
-            shared = [jaccard(a["kept"], b["kept"]) for a, b in pairs]
-            chance = np.mean([jaccard_by_chance(len(a["kept"]), len(b["kept"]), a["rows"]) for a, b in pairs])
+        for one, other in combinations(sorted(set(of_corpora) - {NO_CORPUS}), 2):
+            common = [layer for layer in of_corpora[one] if layer in of_corpora[other]]
+            pairs = [(of_corpora[one][layer], of_corpora[other][layer]) for layer in common]
+            if not pairs:
+                continue
+            shared = [jaccard(first, second) for (first, _), (second, _) in pairs]
+            chance = np.mean([jaccard_by_chance(len(a), len(b), experts) for (a, experts), (b, _) in pairs])
             rows.append([f"{ratio:g}", method, f"{one}, {other}", _span(shared, 2), format_number(float(chance), 2)])
             counts.add(len(pairs))
     if not rows:
         return None
     note = _OVERLAP_NOTE.format(n=format_span(counts))
     return Table("Experts kept on two corpora", ["ratio", "method", "corpora", "overlap", "by chance"], rows, note)
-
-
-def jaccard(one: Sequence[int], other: Sequence[int]) -> float:
-    union = set(one) | set(other)
-    return len(set(one) & set(other)) / len(union) if union else 1.0
-
-
-def jaccard_by_chance(one: int, other: int, experts: int) -> float:
-    """Of the expected numbers of shared and of all experts, where ``one`` and ``other`` of them are drawn at random."""
-    shared = one * other / experts
-    return shared / (one + other - shared)
 
 
 def layer_figure(folder: Path, panel: Panel, corpus: str) -> Figure | None:

@@ -13,12 +13,11 @@ from reports.claims.evaluate import evaluate_claims
 from reports.claims.list import CLAIMS, MEASURES
 from reports.cli import write_report
 from reports.numbers.diagnosed import read_diagnostics
+from reports.numbers.kept import jaccard, jaccard_by_chance
 from reports.numbers.load import Panel, load_panels
 from reports.numbers.measures import evaluate, main_measures
 from reports.tables.layers import (
     errors_of,
-    jaccard,
-    jaccard_by_chance,
     layer_figure,
     layer_table,
     layers_of,
