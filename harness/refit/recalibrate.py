@@ -143,20 +143,17 @@ class _Passing:
         0 in a layer without experts."""
         total, count = 0.0, 0
 
-        def see_router(module: Any, args: Any) -> None:
-            if see is not None:
-                see(args[0].reshape(-1, args[0].shape[-1])[layout.real.to(args[0].device)], layout)
-
-        def see_gates(module: Any, args: Any) -> None:
+        def see_router(module: Any, args: Any, output: Any) -> None:
             nonlocal total
-            fitted = (layout.real & (layout.source == 0)).to(args[2].device)
-            total += float(args[2][fitted].sum(dtype=torch.float64))
+            real = layout.real.to(args[0].device)
+            if see is not None:
+                see(args[0].reshape(-1, args[0].shape[-1])[real], layout)
+            gates = output[self.model.family.router_output.index("gates")]
+            total += float(gates[real & (layout.source == 0).to(real.device)].sum(dtype=torch.float64))
 
         with ExitStack() as stack:
             if layer in self.model.family.moe_layers(self.model.config.to_dict()):
-                block = self.block(layer)
-                stack.callback(block.router.register_forward_pre_hook(see_router).remove)
-                stack.callback(block.experts.register_forward_pre_hook(see_gates).remove)
+                stack.callback(self.block(layer).router.register_forward_hook(see_router).remove)
             for place, batch in enumerate(self._batches):
                 layout = batch.layout
                 count += int((layout.real & (layout.source == 0)).sum())

@@ -19,7 +19,7 @@ from harness.families.moe_block import moe_block
 from harness.families.table import FAMILIES
 from harness.refit.recalibrate import recalibrate
 from tests.harness.refit import direct
-from tests.harness.refit.test_refit import OTHER, TEXT, layers_of, merged
+from tests.harness.refit.test_refit import OTHER, TEXT, layers_of, merged, standing_in
 from tests.tiny import save_tiny
 
 ALPHA = 0.02
@@ -122,3 +122,18 @@ def test_a_plan_with_router_rows_is_stored_checked_and_composed(tmp_path: Path):
     np.testing.assert_array_equal(compose(plan, second).layers[0].router.values, rows[[0, 1, 5]])
     with pytest.raises(WinnowError, match="the second has router rows of its own in layer 3"):
         compose(CompressionPlan((identity(3, 8),)), plan)
+
+
+def test_rows_that_lead_to_constants_and_maps_count_in_the_gate_mass(tmp_path: Path):
+    save_tiny(tmp_path / "model", "olmoe")
+    plan = CompressionPlan(
+        tuple(replace(standing_in(layer), route=(0, 4, 1, 6, 2, 3, 5, 5)) for layer in layers_of(tmp_path / "model"))
+    )
+    apply_plan(tmp_path / "model", plan, tmp_path / "left")
+    result = recalibrate(
+        *(open_for_pass(tmp_path / each, "float64", "cpu", "always") for each in ("model", "left")),
+        plan, Recalibration("recalibrated", ALPHA), TEXT, batch_size=4,
+    )  # fmt: skip
+    first = result.told["layers"]["0"]["gate_mass"]
+    assert first["as_is"] == pytest.approx(first["intact"], rel=1e-9)  # the same rows on the same tokens
+    assert result.told["layers"]["1"]["heldout"] is None
