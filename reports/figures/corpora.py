@@ -13,7 +13,6 @@ from reports.numbers.kept import Kept, jaccard
 from reports.numbers.load import NO_CORPUS, Row
 from reports.numbers.measures import Results
 from reports.numbers.statistics import Measure
-from reports.tables.formats import format_number
 
 WIDTH = 6.9  # inches: a figure over two columns
 _MOST_LAYERS = 4  # that have a square of their own; of more, the mean over all is one square
@@ -100,6 +99,7 @@ def _draw(
         red, green, blue, _ = colour_map(norm(value))
         dark = 0.3 * red + 0.59 * green + 0.11 * blue < 0.5
         colour = "white" if dark else "black"
-        axes.text(x, y, format_number(float(value), digits), ha="center", va="center", fontsize=7, color=colour)
+        text = f"{round(value, digits) + 0.0:.{digits}f}".replace("-", "−")  # no minus before a zero
+        axes.text(x, y, text, ha="center", va="center", fontsize=7, color=colour)
     axes.set_xticks(range(len(across)), across, rotation=45, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(len(down)), down)
