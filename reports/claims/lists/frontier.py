@@ -9,7 +9,7 @@ from reports.claims.vocabulary import CHOICE, GENERATION, MATCHED, MIXED, Claim,
 _MONE = "Zhang et al., MoNE (arXiv:2507.00390)"
 _REAM = "Knyazev et al., REAM (arXiv:2604.04356), table 2"
 _FRONTIER = "frontier"
-_ALL = ("reap", "frequency", "hc_smoe", "m_smoe", "coverage", "gate_sum", "mone", "ream", "mergemoe")
+_ALL = ("reap", "frequency", "hc_smoe", "m_smoe", "coverage", "gate_sum", "mone", "tilted", "ream", "mergemoe")
 
 
 def _constant(rule: str) -> Claim:
@@ -62,7 +62,7 @@ CLAIMS = (
         MIXED,
         RanksAgree(
             GENERATION, GENERATION, tuple(cell(m) for m in _ALL), 0.8, above=True,
-            second_cells=tuple(cell(m, refit="routed") for m in _ALL),
+            second_cells=tuple(cell(m, refit="joint") for m in _ALL),
         ),
         experiment=_FRONTIER,
     ),

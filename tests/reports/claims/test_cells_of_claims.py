@@ -9,7 +9,7 @@ from reports.claims.list import CLAIMS
 from reports.claims.selection import Cell
 from reports.claims.vocabulary import Claim, Contrasts
 
-EXPERIMENTS = ("claims", "reference", "channels_vs_experts", "routing")
+EXPERIMENTS = ("claims", "reference", "channels_vs_experts", "routing", "frontier")
 CORPORA = Corpora((), ("code", "math", "writing"))
 OF_CHANNELS = ("mixed", "code", "math", "writing", "knowledge")
 READ_NO_CORPUS = ("random", "magnitude_channels", "weight_norm")
@@ -49,7 +49,7 @@ def test_every_cell_is_a_job_and_the_suite_has_every_task() -> None:
     assert set(configs[0].suite.tasks) == set.union(*others)
     jobs = set().union(*map(jobs_of, configs))
     asked = 0
-    for claim in (one for one in CLAIMS if one.experiment != "frontier"):
+    for claim in CLAIMS:
         layers = "layers" if "diagnostics=layers" in claim.also else "none"
         for cell in cells_of(claim):
             settings = frozenset((key, str(value)) for key, value in cell.settings)
