@@ -4,33 +4,23 @@ The verdict over items is about one model. That over models is about models such
 effect (``reports.claims.models``), corrected by Holm's rule over the claims that were tested on several models.
 """
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 from reports.claims.contrasting import bound_text
 from reports.claims.models import Pooled, pool
 from reports.claims.verdicts import Evidence, Finding, combined, judge
 from reports.claims.vocabulary import Contrasts, DependsMost
-from reports.numbers.load import Panel
 from reports.numbers.paired import Comparison
 from reports.tables.comparisons import effect_text, p_text, size_text
-from reports.tables.formats import MISSING, Table, format_number
+from reports.tables.formats import MISSING, Table
 
-SHIPPED = "reference"  # the model that was chosen among those of tried.json
 _NOTE = (
     "Effects are pooled over models with a variance between models (Paule and Mandel's), interval and p by Student's "
     "t over models; the verdict over models is corrected by Holm's rule over the claims of this table. I² is the share "
     "of the spread between models that is not error of the items, τ its size, Q's p that all models are alike; "
     "[[a, b]] is where one more such model would lie in 95 %. Verdicts on each model are those over its items."
-)
-_TRIED_NOTE = (
-    "Generative average in percent, calibrated on mixed, 100 items a domain (A: 60 for REAP and frequency). Choosing a "
-    "model is a choice too: these were trained before the shipped one, and not all methods were scored on each "
-    "(results/reference_model/NOTES.md)."
 )
 
 
@@ -151,41 +141,3 @@ def plain(found: Sequence[OverModels]) -> list[str]:
         lines.append(f"{finding.verdict.upper():17} {finding.claim.id}  ({p_text(finding.corrected or 0.0)})")
         lines += [f"    {line.text}" for line in finding.evidence]
     return lines
-
-
-# --- the models that were tried before the shipped one ----------------------------------------------------------------
-
-
-def has_shipped(panels: Sequence[Panel]) -> bool:
-    """Whether the shipped model is among those of the panels, so that the others that were tried belong beside it."""
-    return any(panel.model == SHIPPED for panel in panels)
-
-
-@cache
-def tried() -> list[dict[str, Any]]:
-    """The models of results/reference_model/NOTES.md, in the order in which they were trained."""
-    return json.loads(Path(__file__).with_name("tried.json").read_text(encoding="utf-8"))
-
-
-def tried_table() -> Table:
-    """Which method was best on each of the models that were tried, at a quarter and at half."""
-    header = ["model", "layers", "baseline", "25 %: best", "random", "50 %: best", "REAP", "random"]
-    body = []
-    for one in tried():
-        quarter, half = (one["scores"].get(ratio, {}) for ratio in ("0.25", "0.5"))
-        body.append(
-            [one["model"], one["layers"], _score(one["baseline"]), _best(quarter), _score(quarter.get("random")),
-             _best(half), _score(half.get("reap")), _score(half.get("random"))]
-        )  # fmt: skip
-    return Table("Models tried before the shipped one", header, body, _TRIED_NOTE)
-
-
-def _best(scores: Mapping[str, float]) -> str:
-    if not scores:
-        return MISSING
-    best = max(scores, key=lambda name: scores[name])
-    return f"{best} {_score(scores[best])}"
-
-
-def _score(value: float | None) -> str:
-    return MISSING if value is None else format_number(value, 1)

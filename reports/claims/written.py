@@ -11,8 +11,9 @@ from typing import Any
 
 from reports.claims.contrasting import bound_text
 from reports.claims.opening import opening
-from reports.claims.over_models import OverModels, has_shipped, models_table, over_models, tried_table
+from reports.claims.over_models import OverModels, models_table, over_models
 from reports.claims.over_models import as_json as over_models_as_json
+from reports.claims.panel import bars_table, has_shipped, tried_table
 from reports.claims.selection import commands
 from reports.claims.tested import Tested
 from reports.claims.verdicts import VERDICTS, Evidence, Finding, OfCorpus
@@ -125,7 +126,8 @@ def markdown(found: Tested, title: str) -> str:
     ]
     lines += section("Left out", [f"- {in_markdown(line)}" for line in found.damaged])
     lines += [to_markdown(Table("Claims", ["claim", "verdict", "corpus", "p", "what was seen"], body, rules))]
-    of_models = [models_table(over_models(findings)), tried_table() if has_shipped(found.panels) else None]
+    tried = tried_table() if has_shipped(found.panels) else None
+    of_models = [models_table(over_models(findings)), bars_table(found.panels), tried]
     lines += [line for table in of_models if table for line in (f"## {table.title}", "", to_markdown(table))]
     used = dict.fromkeys(one.claim.corpus for one in findings if one.claim.corpus in RULES)
     lines += section("Corpora", [f"- {rule}: {RULES[rule]}" for rule in used])

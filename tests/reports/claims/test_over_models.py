@@ -13,8 +13,9 @@ from scipy import optimize, stats
 
 from harness.records.identity import cell_id
 from harness.records.store import RecordStore
-from reports.claims.over_models import tried
+from reports.claims.panel import BARS, bars_table, tried
 from reports.claims.report import write_claims
+from reports.numbers.load import load_panels
 from tests.reports.synthetic import BASELINE, make_cell
 
 CORPORA = ("mixed", "code", "math", "writing")
@@ -154,3 +155,17 @@ def test_the_models_that_were_tried_are_those_of_the_notes() -> None:
                 if value:
                     told[(method or name).strip().lower().replace("-", "_")] = float(value)
             assert scores == told
+
+
+def test_a_model_that_misses_a_bar_is_shown_with_its_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("reference", "panel_seed1", "mine")
+    monkeypatch.setattr("tests.reports.claims.test_over_models.MODELS", names)
+    write(tmp_path, names)
+    table = bars_table(load_panels(tmp_path))
+    assert table is not None and [row[0] for row in table.rows] == ["panel_seed1", "reference"]
+    # 36 of 40, 32 of 40 and 18 of 20 right; of the choices 20 of 25 in each domain
+    assert [cell.split(" ")[0] for cell in table.rows[0][1:5]] == ["90.0", "80.0", "90.0", "80.0"]
+    assert table.rows[0][5] == "met"
+    monkeypatch.setitem(BARS, "math", 0.81)
+    assert bars_table(load_panels(tmp_path)).rows[0][5] == "missed: math"
+    assert bars_table(load_panels(tmp_path)[:1]) is None
