@@ -286,6 +286,7 @@ def open_checkpoint(
     if on_cpu and threads:
         binding = os.environ.get("VLLM_CPU_OMP_THREADS_BIND", "nobind")
         environment |= {"OMP_NUM_THREADS": threads, "VLLM_CPU_OMP_THREADS_BIND": binding}
+    environment |= vllm_guard.environment(config)
     tokenizer = load_tokenizer(path)
     ends = end_tokens_of(path, tokenizer)
     with served_folder(path) as served:  # the engine has read it once it has started

@@ -6,6 +6,7 @@ not import vLLM, which takes long.
 """
 
 import math
+import os
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -22,6 +23,7 @@ from harness.errors import WinnowError
 from harness.families.family import Family
 from harness.families.table import family_of
 
+_CPU_LATENT = 512 + 64  # what the CPU build's latent attention is compiled for, in vLLM 0.32
 INSTALL = 'install it with `make vllm`, or `pip install "moe-winnow[vllm]"` where there is a GPU'
 
 
@@ -160,6 +162,19 @@ def check(folder: Path) -> dict[str, Any]:
         _check_shared_experts(CheckpointReader(folder), family, config, family.served.shared_width)
     check_checkpoint(folder, family, config)
     return dict(family.served.cpu_arguments) if family.served is not None and is_cpu_build() else {}
+
+
+def environment(config: Mapping[str, Any]) -> dict[str, str]:
+    """Variables without which the engine does not start on a model; none for most.
+
+    The CPU build's latent attention caches vectors of one size only, DeepSeek's (576): a model with another one is
+    served with keys and values written out.
+    """
+    family = family_of(config)
+    if not is_cpu_build() or not family.latent_keys or not config.get(family.latent_keys[0]):
+        return {}
+    size = sum(config_integer(config, key) for key in family.latent_keys)
+    return {} if size == _CPU_LATENT or "VLLM_MLA_DISABLE" in os.environ else {"VLLM_MLA_DISABLE": "1"}
 
 
 def _check_shared_experts(

@@ -78,6 +78,20 @@ def layout_of(*experts_and_widths: tuple[list[int], list[int]]) -> dict[str, obj
     return QWEN3 | {"winnow": {"version": 1, "layers": layers}}
 
 
+def test_latent_attention_of_another_size_is_written_out_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("VLLM_MLA_DISABLE", raising=False)
+    small = {"model_type": "deepseek_v3", "kv_lora_rank": 64, "qk_rope_head_dim": 32}
+    monkeypatch.setattr(vllm_guard, "is_cpu_build", lambda: True)
+    assert vllm_guard.environment(small) == {"VLLM_MLA_DISABLE": "1"}
+    assert vllm_guard.environment(small | {"kv_lora_rank": 512, "qk_rope_head_dim": 64}) == {}
+    assert vllm_guard.environment({"model_type": "qwen3_moe"}) == {}
+    monkeypatch.setenv("VLLM_MLA_DISABLE", "0")
+    assert vllm_guard.environment(small) == {}, "what a user says counts"
+    monkeypatch.delenv("VLLM_MLA_DISABLE")
+    monkeypatch.setattr(vllm_guard, "is_cpu_build", lambda: False)
+    assert vllm_guard.environment(small) == {}
+
+
 @pytest.mark.parametrize(
     ("config", "devices", "wrong"),
     [

@@ -1,5 +1,6 @@
 """The recipe of the reference MoE: its fast experts, its packing, and that an interrupted run changes nothing."""
 
+import json
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import torch.distributed as dist
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from harness.errors import WinnowError
-from harness.reference import data, train
+from harness.reference import MODEL_FOLDER, data, train
 from harness.reference.data import Document
 from harness.reference.experts import routed_experts
 from harness.reference.recipe import Recipe
@@ -230,3 +231,19 @@ def test_variants_are_trained_in_turn_and_finished_ones_left_alone(
     with pytest.raises(SystemExit):
         train.main()
     assert "give --workers and --save-minutes alone" in capsys.readouterr().err
+
+
+def test_the_deepseek_style_model_is_that_of_its_recipe() -> None:
+    folder = MODEL_FOLDER.with_name("model_deepseek")
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
+    recipe, made = recipe_of("deepseek"), json.loads(Path("results/reference_model/deepseek/recipe.json").read_text())
+    assert made == json.loads(json.dumps(asdict(recipe)))
+    assert len(train.routers(model)) == recipe.moe_layers == 5
+    assert model.config.scoring_func == "sigmoid" and (model.config.n_group, model.config.topk_group) == (8, 4)
+    for router in train.routers(model):
+        bias = router.e_score_correction_bias
+        assert isinstance(bias, torch.Tensor) and bias.dtype == torch.float32 and bias.unique().numel() > 8
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    asked = tokenizer('def f(s):\n    """Return the length of the string."""', return_tensors="pt")
+    written = model.float().generate(**asked, max_new_tokens=20, do_sample=False)[0, asked.input_ids.shape[1] :]
+    assert tokenizer.decode(written, skip_special_tokens=True) == "\n    return len(s)\n"
