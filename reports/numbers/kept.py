@@ -19,7 +19,7 @@ def kept_experts(folder: Path, cell: str) -> Kept:
     if path.is_file():
         try:
             return _of_plan(json.loads(path.read_text(encoding="utf-8"))["layers"])
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
             raise WinnowError(f"{path} is damaged") from error
     found = read_diagnostics(folder, cell)
     layers = {} if found is None else found["layers"]

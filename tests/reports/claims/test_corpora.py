@@ -203,7 +203,9 @@ def test_kept_sets_are_read_from_plans(tmp_path):
         folder = tmp_path / "cells" / record.cell["id"]
         folder.mkdir(parents=True)
         route = [[0, 1, None, None], [None, 0, 1, None]][place]
-        layers = [{"layer": 2, "route": route, "experts": []}, {"layer": 4, "route": [0, 1, None, None], "experts": []}]
+        experts = [{"sources": [{"expert": old, "weight": 1.0}]} for old in (place, place + 1)]
+        of_layers = ((2, route), (4, [0, 1, None, None]))
+        layers = [{"layer": layer, "route": row, "experts": experts} for layer, row in of_layers]
         (folder / "plan.json").write_text(json.dumps({"layers": layers}))
     pair = (Cell("reap", 0.5, "code"), Cell("reap", 0.5, "math"))
     claims = [Claim("it", "So.", "a test", MATCHED, KeptDiffer((pair,), bar)) for bar in (1.0, 1.1)]
