@@ -15,7 +15,7 @@ CONF = ROOT / "conf"
 COMMAND = re.compile(r"(?:winnow|winnow-report|winnow-data|make|python -m) \S")
 CODE = re.compile(r"`([^`]+)`")
 # Folders that a run leaves.
-OF_A_RUN = "baseline calibration calibration/passes cells checkpoint diagnostics logs records report sweeps"
+OF_A_RUN = "baseline calibration calibration/passes cells checkpoint claims diagnostics logs records report sweeps"
 PLACEHOLDER = re.compile(r"\b[A-Z]{2,}(?:\.jsonl|\.png)?\b")
 
 
@@ -113,8 +113,18 @@ BY_HAND = {
     "winnow -m +experiment=channels_vs_experts": "results/channels_vs_experts",
     "winnow -m +experiment=routing": "results/routing",
     "winnow-report results/runs": "tests/test_wheel.py",
-    "winnow -m method=reap,hc_smoe ratio=0.5 calibration=code calibration.shards=3 calibration.shard=0,1,2 "
-    "output_dir=OUT": "tests/harness/cells/test_parts.py",
+    "winnow method=reap ratio=0.5 calibration=code calibration.shards=3 calibration.shard=0 output_dir=OUT": (
+        "tests/harness/cells/test_parts.py"
+    ),
+    "winnow -m +experiment=frontier": "conf/experiment/frontier.yaml",
+    "winnow -m +experiment=demo dry_run=true": "tests/harness/cells/test_dry_run.py",
+    "winnow -m +experiment=demo launcher=joblib launcher.n_jobs=2": "tests/harness/sweeps/test_launchers.py",
+    "winnow -m +experiment=demo launcher=ray launcher.address=auto": "tests/harness/sweeps/test_launchers.py",
+    "winnow -m +experiment=demo launcher=slurm launcher.partition=gpu resources.gpus=1": (
+        "tests/harness/sweeps/test_launchers.py"
+    ),
+    "winnow-sweep status results/demo --watch": "tests/harness/sweeps/test_launchers.py",
+    "winnow-sweep cancel results/demo": "tests/harness/sweeps/test_launchers.py",
     "winnow -m method=reap,hc_smoe ratio=0.5 calibration=code calibration.shards=3 output_dir=OUT": (
         "tests/harness/cells/test_parts.py"
     ),
@@ -140,6 +150,7 @@ BY_HAND = {
     "python -m harness.speed.streamed": "results/streamed",
     "python -m harness.speed.streamed --gib 29": "results/streamed",
     "python -m harness.speed.agreement": "harness/backends/README.md",
+    "python -m harness.speed.agreement DIR ...": "tests/harness/backends/test_vllm_agreement.py",
     "python -m harness.speed.generation": "harness/backends/README.md",
     "python -m harness.tools.carve DENSE OUT --experts 8 --check": "tests/harness/tools/test_carve.py",
     "python -m reports.page.screenshot DIR OUT.png": "results/reference_model/page.png",

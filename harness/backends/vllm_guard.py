@@ -120,7 +120,7 @@ def engine_arguments(config: Mapping[str, Any], given: Mapping[str, Any]) -> dic
     those that need it would grow old. That was not run here, where there is no GPU.
 
     Raises WinnowError where several engines would have to be one (data parallelism), where the devices cannot share
-    the model, and for compact checkpoints whose experts are to lie apart, which was not tried.
+    the model, and for compact checkpoints that are to be quantised or whose experts are to lie apart (not tried).
     """
     devices, apart = int(given.get("tensor_parallel_size") or 1), bool(given.get("enable_expert_parallel"))
     if int(given.get("data_parallel_size") or 1) > 1:
@@ -130,6 +130,11 @@ def engine_arguments(config: Mapping[str, Any], given: Mapping[str, Any]) -> dic
         )
     if reason := reason_against_sharing(config, devices, apart):
         raise WinnowError(reason)
+    if given.get("quantization") is not None and is_compact(config):
+        raise WinnowError(
+            f"quantization={given['quantization']}: the engine quantises no compact checkpoint, merged or with what "
+            "stands for experts; leave it out, or take quantize=int8 or int4, whose weights are served dequantised"
+        )
     if apart and is_compact(config):
         raise WinnowError(
             "enable_expert_parallel: compact checkpoints were not tried with it; leave it out, or write the model with "

@@ -5,8 +5,10 @@ as many experts as router rows. A compact checkpoint has none of these (``harnes
 every MoE model of vLLM builds per layer are made to ask the layout first, whatever the architecture:
 
 - ``GateLinear``, the router's matrix: as many rows as the layer stores;
-- ``FusedMoEFactory``, the experts: as many and as wide as stored. Where rows and experts differ, a router around
-  vLLM's own leads each chosen row to its stored expert; gate values of rows that share one then add up in the sum.
+- ``FusedMoEFactory``, the experts: as many and as wide as stored. Where rows and experts differ, each chosen row is led
+  to its stored expert, or to the constant or map that stands for one (``vllm_standins``); gate values of rows that
+  share one then add up in the sum. The tensors of constants and maps are read from the checkpoint's folder as a layer
+  is built, and kept from the models' own loaders, each of which has names of its own.
 
 Checkpoints without a layout are built as ever. Experts narrower than their layer's widest are padded with zeros, which
 adds nothing to their output (silu(0) * 0 = 0). So are, where several devices share an expert's channels (tensor
@@ -20,8 +22,6 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # vLLM imports this module in all its processes: it stays cheap
-    import torch
-
     from harness.checkpoints.layout import LayerLayout
 
 VERSIONS = ("0.32.",)
@@ -52,6 +52,12 @@ def _install() -> None:
         for name, original in originals.items():
             if getattr(module, name, None) is original:
                 setattr(module, name, replacements[name])
+    from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
+
+    from harness.backends.vllm_standins import without_standins
+
+    loader: Any = DefaultModelLoader
+    loader.get_all_weights = without_standins(loader.get_all_weights)
 
 
 def _layout(prefix: str) -> "LayerLayout | None":
@@ -78,6 +84,12 @@ def _gate(original: Any) -> Any:
             rows = output_size if layout is None else layout.rows
             super().__init__(input_size, rows, *args, prefix=prefix, **options)
 
+        def __setattr__(self, name: str, value: Any) -> None:
+            """Models that keep the correction bias here make it with the rows that config.json has."""
+            if name == "e_score_correction_bias" and value is not None and len(value) != self.output_size:
+                value = type(value)(value.data.new_empty(self.output_size))
+            super().__setattr__(name, value)
+
     GateLinear.__name__ = GateLinear.__qualname__ = original.__name__
     return GateLinear
 
@@ -94,6 +106,7 @@ def _factory(original: Any) -> Any:
             raise ValueError("compact checkpoints are served with named arguments and without quantization only")
         if not layout.is_direct:
             options["router"] = _routed(options, layout)
+            options["routed_experts_cls"] = _led(options.get("routed_experts_cls"), layout, prefix)
         devices = get_tensor_model_parallel_world_size()
         options |= {"num_experts": layout.experts, "intermediate_size": _multiple(layout.width, devices)}
         runner = original(prefix=prefix, **options)
@@ -107,19 +120,6 @@ def _factory(original: Any) -> Any:
     return build
 
 
-def led(route: "torch.Tensor", rows: "torch.Tensor") -> "torch.Tensor":
-    """The stored experts that the chosen ``rows`` lead to.
-
-    vLLM's kernels on GPUs mark tokens that only fill up a batch with -1, which stays what it is: no expert computes
-    them. (Its type may be unsigned.) That was not run on a GPU.
-    """
-    import torch
-
-    chosen = rows.long()
-    known = (chosen >= 0) & (chosen < len(route))
-    return torch.where(known, route[torch.where(known, chosen, 0)], chosen).to(rows.dtype)
-
-
 def _multiple(width: int, devices: int) -> int:
     """The least multiple of ``devices`` that holds ``width`` channels."""
     return -(-width // devices) * devices
@@ -129,7 +129,7 @@ def _padding_loader(original: Any, devices: int) -> Any:
     """vLLM's loader of one expert's matrix, given as many channels (with zeros) as the devices can share equally."""
 
     @functools.wraps(original)
-    def load(*, loaded_weight: Any, shard_id: str, **options: Any) -> Any:
+    def load(param: Any, loaded_weight: Any, *name: Any, shard_id: str, **options: Any) -> Any:
         from torch.nn.functional import pad
 
         last = shard_id == "w2"  # the down projection [hidden, width]; the others are [width, hidden]
@@ -137,15 +137,35 @@ def _padding_loader(original: Any, devices: int) -> Any:
         more = _multiple(width, devices) - width
         if more:
             loaded_weight = pad(loaded_weight, (0, more) if last else (0, 0, 0, more))
-        return original(loaded_weight=loaded_weight, shard_id=shard_id, **options)
+        return original(param, loaded_weight, *name, shard_id=shard_id, **options)
 
     return load
 
 
-def _routed(options: dict[str, Any], layout: "LayerLayout") -> Any:
-    """A router that chooses rows as vLLM's own does and answers with the stored experts that they lead to."""
-    import torch
+def _led(base: Any, layout: "LayerLayout", prefix: str) -> Any:
+    """vLLM's experts, led by ``layout``, with what stands for others."""
+    from pathlib import Path
+
     from vllm.config import get_current_vllm_config
+    from vllm.distributed import get_tensor_model_parallel_rank
+    from vllm.model_executor.layers.fused_moe import RoutedExperts
+
+    from harness.backends.vllm_standins import Route, StandIns, led
+    from harness.checkpoints.hub import resolve_checkpoint
+    from harness.families.table import family_of
+
+    config = get_current_vllm_config()
+    device, model = config.device_config.device, config.model_config
+    dtype: Any = model.dtype
+    standins, found = None, _LAYER.search(prefix)
+    if found is not None and layout.has_standins and get_tensor_model_parallel_rank() == 0:
+        folder, family = resolve_checkpoint(model.model), family_of(model.hf_text_config.to_dict())
+        standins = StandIns(Path(folder), family, int(found[1]), layout, dtype, device)
+    return led(base or RoutedExperts, Route(layout, device), standins)
+
+
+def _routed(options: dict[str, Any], layout: "LayerLayout") -> Any:
+    """vLLM's own router over the stored rows, which no kernel that routes by itself takes the place of."""
     from vllm.model_executor.layers.fused_moe.config import RoutingMethodType
     from vllm.model_executor.layers.fused_moe.router.base_router import BaseRouter
     from vllm.model_executor.layers.fused_moe.router.router_factory import create_fused_moe_router
@@ -158,21 +178,15 @@ def _routed(options: dict[str, Any], layout: "LayerLayout") -> Any:
     if options.get("apply_routed_scale_to_output"):
         chosen["routed_scaling_factor"] = 1.0
     rows: Any = create_fused_moe_router(global_num_experts=layout.rows, **chosen)
-    device = get_current_vllm_config().device_config.device
 
-    class RouteRouter(BaseRouter):
-        route: torch.Tensor  # the stored expert of each router row
-
+    class RowRouter(BaseRouter):
         @property
         def routing_method_type(self) -> Any:
-            return RoutingMethodType.Custom  # no kernel that routes by itself knows of the route
+            return RoutingMethodType.Custom  # no kernel that routes by itself knows where rows lead
 
         def _compute_routing(
             self, hidden_states: Any, router_logits: Any, indices_type: Any, *, input_ids: Any = None
-        ) -> tuple[Any, Any]:
-            gates, chosen_rows = rows._compute_routing(hidden_states, router_logits, indices_type, input_ids=input_ids)
-            return gates, led(self.route, chosen_rows)
+        ) -> Any:
+            return rows._compute_routing(hidden_states, router_logits, indices_type, input_ids=input_ids)
 
-    router = RouteRouter(top_k=options["top_k"], global_num_experts=layout.experts)
-    router.route = torch.tensor(layout.route, device=device)
-    return router
+    return RowRouter(top_k=options["top_k"], global_num_experts=layout.rows)

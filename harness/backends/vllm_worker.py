@@ -16,8 +16,13 @@ class Extension:
     get_model: Any  # vLLM's own
 
     def winnow_expert_bytes(self) -> int:
-        """The bytes of the routed experts' matrices as they lie in this worker's memory."""
+        """The bytes of the routed experts and of what stands for some, as they lie in this worker's memory."""
         from vllm.model_executor.layers.fused_moe import RoutedExperts
 
-        experts = (module for module in self.get_model().modules() if isinstance(module, RoutedExperts))
-        return sum(parameter.nbytes for module in experts for parameter in module.parameters())
+        from harness.backends.vllm_standins import StandIns
+
+        modules = list(self.get_model().modules())
+        experts = (module for module in modules if isinstance(module, RoutedExperts))
+        named = (pair for module in experts for pair in module.named_parameters())
+        matrices = sum(parameter.nbytes for name, parameter in named if name != "e_score_correction_bias")
+        return matrices + sum(module.stored_bytes for module in modules if isinstance(module, StandIns))

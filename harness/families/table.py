@@ -137,6 +137,7 @@ FAMILIES: dict[str, Family] = {
             served=Served(
                 cpu_arguments=_PLAIN_ROTARY,
                 shared_width=_TIED_SHARED,
+                compact=True,
                 needs={"topk_method": "noaux_tc", "scoring_func": "sigmoid"},
             ),
             aliases=("kimi_k2",),

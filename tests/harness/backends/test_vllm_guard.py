@@ -129,6 +129,13 @@ def test_whole_experts_need_no_width_that_divides() -> None:
         vllm_guard.engine_arguments(layout_of(([0, 0], [4]), ([0, 0], [4])), given)
 
 
+def test_the_engine_quantises_no_compact_checkpoint() -> None:
+    given = {"quantization": "fp8"}
+    assert vllm_guard.engine_arguments(QWEN3, given)["quantization"] == "fp8"
+    with pytest.raises(WinnowError, match="^quantization=fp8: the engine quantises no compact checkpoint"):
+        vllm_guard.engine_arguments(layout_of(([0, 0], [4]), ([0, 0], [4])), given)
+
+
 def test_engines_that_do_not_know_of_each_other_are_refused() -> None:
     for more in ({}, {"enable_expert_parallel": True}):
         with pytest.raises(WinnowError, match="data_parallel_size=2: .*take tensor_parallel_size"):

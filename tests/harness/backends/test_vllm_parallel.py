@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from harness.backends.vllm_plugin import _padding_loader, led
+from harness.backends.vllm_plugin import _padding_loader
+from harness.backends.vllm_standins import Route
 from harness.checkpoints.config import read_config
-from harness.checkpoints.layout import layer_layouts
+from harness.checkpoints.layout import LayerLayout, LowRankLayout, layer_layouts
 from harness.errors import WinnowError
 from harness.families.table import family_of
 from tests.harness.backends.vllm_served import PROMPTS, alive_in_group, made, needs_vllm, open_tiny
@@ -24,7 +25,8 @@ KINDS = [
     *(
         pytest.param(family, kind, marks=pytest.mark.slow)
         for family, kind in [("qwen3_moe", "plain"), ("qwen3_moe", "merged"), ("qwen2_moe", "ragged"),
-                             ("mixtral", "merged"), ("olmoe", "other numbers by layer")]
+                             ("mixtral", "merged"), ("olmoe", "other numbers by layer"), ("mixtral", "stand-ins"),
+                             ("deepseek_v3", "stand-ins")]
     ),
 ]  # fmt: skip
 
@@ -63,14 +65,20 @@ def test_devices_that_cannot_share_the_model_are_told_before_anything_starts(tmp
 # The plugin
 
 
-def test_rows_that_fill_up_a_batch_lead_to_no_expert() -> None:
-    route = torch.tensor([2, 0, 0, 1])
-    rows = torch.tensor([[0, 3], [-1, -1], [2, 1]])
-    for dtype in (torch.int32, torch.int64):
-        found = led(route, rows.to(dtype))
-        assert found.dtype == dtype and found.tolist() == [[2, 1], [-1, -1], [0, 0]]
-    unsigned = led(route, rows.to(torch.int32).view(torch.uint32))
-    assert unsigned.dtype == torch.uint32 and unsigned.view(torch.int32).tolist() == [[2, 1], [-1, -1], [0, 0]]
+def test_rows_lead_to_stored_experts_or_to_what_stands_for_them() -> None:
+    maps = (LowRankLayout(2, base=1), LowRankLayout(2))
+    route = Route(LayerLayout((8, 8), (1, 2, 0, 3, 4, 2), constants=1, low_rank=maps), "cpu")
+    rows = torch.tensor([[0, 3], [-1, -1], [2, 1], [1, 5], [4, 0]])
+    gates = torch.tensor([[0.5, 0.25], [0.9, 0.9], [0.5, 0.125], [0.75, 0.125], [0.5, 0.25]])
+    for chosen in (rows.to(torch.int32), rows, rows.to(torch.int32).view(torch.uint32)):
+        experts, left = route(chosen, gates)
+        signed = experts.view(torch.int32) if experts.dtype == torch.uint32 else experts
+        assert experts.dtype == chosen.dtype
+        assert signed.tolist() == [[1, 1], [-1, -1], [0, 0], [0, 0], [0, 1]]
+        assert left.tolist() == [[0.5, 0.25], pytest.approx([0.9, 0.9]), [0.5, 0], [0, 0], [0, 0.25]]
+        shares = route.shares(chosen, gates, 3)
+        assert shares.tolist() == [[0, 0.25, 0], [0, 0, 0], [0.125, 0, 0], [0.875, 0, 0], [0, 0, 0.5]]
+    assert gates[2, 1] == 0.125, "vLLM's own are not written over"
 
 
 @pytest.mark.parametrize("devices", [1, 2, 3, 4])
@@ -82,7 +90,7 @@ def test_devices_hold_every_channel_of_an_expert_once(devices: int, width: int) 
     down, x = torch.tensor(rng.normal(size=(hidden, width))), torch.tensor(rng.normal(size=hidden))
     parts: dict[str, list[Any]] = {}
 
-    def cut(*, loaded_weight: Any, shard_id: str, param: str) -> bool:
+    def cut(param: str, loaded_weight: Any, *, shard_id: str) -> bool:
         along = 1 if shard_id == "w2" else 0
         parts[param] = list(loaded_weight.split(loaded_weight.shape[along] // devices, along))[:devices]
         return True

@@ -9,19 +9,22 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
 
 from harness.backends import vllm_guard
 from harness.checkpoints.apply_plan import apply_plan
+from harness.checkpoints.config import read_config
 from harness.checkpoints.tokenizer import load_tokenizer
 from harness.contracts.plan import CompressionPlan
-from tests.harness.checkpoints.compressed import merged, pruned, ragged_plan
+from tests.harness.checkpoints.compressed import constants_plan, merged, pruned, ragged_plan, standins_plan
 from tests.tiny import save_tiny
 
 needs_vllm = pytest.mark.skipif(vllm_guard.installed_version() is None, reason="vLLM is not installed: `make vllm`")
 
+HIDDEN = 128
 PROMPTS = ["once upon a time", "12 apples and 7", "def f(x):", "zz", "the old mill\n"]
 PLANS = {
     "plain": None,
@@ -29,7 +32,11 @@ PLANS = {
     "merged": merged([[0, 3], [1], [2, 5, 7], [4, 6]], [[0], [1, 2, 3, 4, 5], [6, 7]], permute=True),
     "other numbers by layer": pruned([0, 2, 6], [1, 2, 3, 4, 5, 7]),
     "ragged": ragged_plan(),
+    "constants": constants_plan(HIDDEN),
+    "stand-ins": standins_plan(HIDDEN),
 }
+# What a checkpoint of the hub states, and transformers does not write.
+STATED = {"deepseek_v3": {"topk_method": "noaux_tc", "scoring_func": "sigmoid"}}
 
 
 class InProcess:
@@ -74,7 +81,8 @@ def new_memory_holds_nan() -> Iterator[None]:
 def served(folder: Path, **options: Any) -> Iterator[Any]:
     from harness.backends.vllm import VLLMBackend
 
-    with new_memory_holds_nan():
+    environment = vllm_guard.environment(read_config(folder))
+    with new_memory_holds_nan(), patch.dict(os.environ, environment):
         engine = InProcess(folder, **options)
     backend = VLLMBackend(engine, load_tokenizer(folder))
     try:
@@ -101,7 +109,7 @@ def quiet_engine_in_this_process() -> Iterator[None]:
 
 def fitting(plan: CompressionPlan, family: str) -> CompressionPlan:
     """The plan with the numbers that the MoE layers of the tiny model have."""
-    numbers = {"qwen2_moe": (1, 5)}.get(family, (0, 1))
+    numbers = {"qwen2_moe": (1, 5), "deepseek_v3": (1, 2)}.get(family, (0, 1))
     return replace(plan, layers=tuple(replace(layer, layer=numbers[layer.layer]) for layer in plan.layers))
 
 
@@ -109,7 +117,9 @@ def made(family: str, kind: str, root: Path) -> Path:
     """A tiny checkpoint of a kind of ``PLANS``, made in ``root`` where it is not there yet."""
     plain = root / family / "plain"
     if not plain.exists():
-        save_tiny(plain, family, hidden=128)
+        save_tiny(plain, family, hidden=HIDDEN)
+        config = read_config(plain) | STATED.get(family, {})
+        (plain / "config.json").write_text(json.dumps(config))
     plan, folder = PLANS[kind], root / family / kind
     if plan is not None and not folder.exists():
         apply_plan(plain, fitting(plan, family), folder)

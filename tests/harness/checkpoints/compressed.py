@@ -6,10 +6,11 @@ import math
 import random
 from dataclasses import replace
 
+import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from harness.contracts.plan import CompressionPlan, LayerPlan, NewExpert, Source, identity, prune
+from harness.contracts.plan import Array, CompressionPlan, LayerPlan, LowRank, NewExpert, Source, identity, prune
 from tests.brute_force import moe_blocks
 
 RENORMALISED = {"qwen3_moe": True, "mixtral": True, "olmoe": False}
@@ -79,6 +80,41 @@ def ragged_plan() -> CompressionPlan:
     """Merged groups and a removed row in layer 0, five of eight rows in layer 1; experts of many widths in both."""
     merging = merged_layer(0, [[0, 3], [1], [2, 5, 7], [4, 6]], permute=True, removed=(6,))
     return narrowed(CompressionPlan((merging, prune(1, 8, [0, 2, 3, 6, 7]))), [5, None, 12, 1], [4, 9, 4, 13, 8])
+
+
+def constants_plan(hidden: int, size: float = 0.5) -> CompressionPlan:
+    """Rows of three experts of eight lead to constants of their own in layer 0, of two in layer 1; others are whole."""
+    draw = np.random.default_rng(3)
+
+    def layer(number: int, pruned: set[int]) -> LayerPlan:
+        def new(old: int) -> NewExpert:
+            values = (draw.normal(size=hidden) * size).astype(np.float32)
+            return NewExpert(constant=Array(values)) if old in pruned else NewExpert((Source(old),))
+
+        return LayerPlan(number, tuple(map(new, range(8))), tuple(range(8)))
+
+    return CompressionPlan((layer(0, {1, 4, 6}), layer(1, {0, 7})))
+
+
+def standins_plan(hidden: int, size: float = 0.5) -> CompressionPlan:
+    """Layer 0: merged, narrowed and whole experts, a constant that two rows share, maps with and without a shift and a
+    base (one that no row leads to directly), a member whose row is removed, and a removed row. Layer 1: constants alone beside whole experts."""
+    draw = np.random.default_rng(4)
+
+    def array(*shape: int) -> Array:
+        return Array((draw.normal(size=shape) * size / shape[-1] ** 0.5).astype(np.float32))
+
+    def low(rank: int, shift: bool) -> LowRank:
+        return LowRank(array(hidden, rank), array(rank, hidden), array(hidden) if shift else None)
+
+    experts = (
+        NewExpert((Source(0, 0.75), Source(3, 0.25))),
+        NewExpert(low_rank=low(3, True)),
+        NewExpert(constant=array(hidden)),
+        NewExpert((Source(5),), channels=(4, 1, 7, 9, 2)),
+        NewExpert((Source(6),), low_rank=low(2, False)),
+    )
+    return CompressionPlan((LayerPlan(0, experts, (0, 1, 2, None, 2, 3, 4, None)), constants_plan(hidden, size).layers[1]))
 
 
 def identity_plan(layers: int = 2, num_experts: int = 8) -> CompressionPlan:
