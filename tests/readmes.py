@@ -12,7 +12,7 @@ ROOMS = (
 )  # fmt: skip
 CONF = ROOT / "conf"
 
-COMMAND = re.compile(r"(?:winnow|winnow-report|winnow-data|make|python -m) \S")
+COMMAND = re.compile(r"(?:winnow|winnow-report|winnow-data|winnow-sweep|make|python -m) \S")
 CODE = re.compile(r"`([^`]+)`")
 # Folders that a run leaves.
 OF_A_RUN = "baseline calibration calibration/passes cells checkpoint claims diagnostics logs records report sweeps"
@@ -116,7 +116,6 @@ BY_HAND = {
     "winnow method=reap ratio=0.5 calibration=code calibration.shards=3 calibration.shard=0 output_dir=OUT": (
         "tests/harness/cells/test_parts.py"
     ),
-    "winnow -m +experiment=frontier": "conf/experiment/frontier.yaml",
     "winnow -m +experiment=demo dry_run=true": "tests/harness/cells/test_dry_run.py",
     "winnow -m +experiment=demo launcher=joblib launcher.n_jobs=2": "tests/harness/sweeps/test_launchers.py",
     "winnow -m +experiment=demo launcher=ray launcher.address=auto": "tests/harness/sweeps/test_launchers.py",

@@ -200,7 +200,7 @@ def test_the_overrides_of_a_command_compose(command: str):
             config.model.path = model_path("model")
         if "/reference/model" in config.model.path:
             config.suite.tasks = {}  # whose data may be on the hub
-            text, refusal = report(config, frozenset())
+            text, refusal = report(config)
             assert "no weight was read" in text and not refusal
 
 
