@@ -149,7 +149,6 @@ BY_HAND = {
     "python -m harness.speed.streamed": "results/streamed",
     "python -m harness.speed.streamed --gib 29": "results/streamed",
     "python -m harness.speed.agreement": "harness/backends/README.md",
-    "python -m harness.speed.agreement DIR ...": "tests/harness/backends/test_vllm_agreement.py",
     "python -m harness.speed.generation": "harness/backends/README.md",
     "python -m harness.tools.carve DENSE OUT --experts 8 --check": "tests/harness/tools/test_carve.py",
     "python -m reports.page.screenshot DIR OUT.png": "results/reference_model/page.png",

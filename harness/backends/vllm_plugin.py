@@ -54,10 +54,10 @@ def _install() -> None:
                 setattr(module, name, replacements[name])
     from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 
-    from harness.backends.vllm_standins import without_standins
+    from harness.backends.vllm_standins import as_built
 
     loader: Any = DefaultModelLoader
-    loader.get_all_weights = without_standins(loader.get_all_weights)
+    loader.get_all_weights = as_built(loader.get_all_weights)
 
 
 def _layout(prefix: str) -> "LayerLayout | None":

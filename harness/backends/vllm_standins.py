@@ -8,17 +8,16 @@ choose them: shapes are fixed, so that graphs of a GPU hold them. Sums are float
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from harness.checkpoints.layout import APPROXIMATE, LayerLayout, layer_layouts
 from harness.checkpoints.reader import CheckpointReader
-from harness.checkpoints.standins import CONSTANTS, IS_ONE, LEFT, RIGHT, SHIFT, experts_prefix, map_name
-
-if TYPE_CHECKING:
-    from harness.checkpoints.layout import LayerLayout
-    from harness.families.family import Family
+from harness.checkpoints.standins import IS_ONE, LEFT, RIGHT, SHIFT, experts_prefix, map_name, read_constants
+from harness.families.family import Family
+from harness.families.table import family_of
 
 
 class Route(nn.Module):
@@ -32,7 +31,7 @@ class Route(nn.Module):
     computes: Tensor  # (rows,) whether that expert is part of what the row leads to
     standin: Tensor  # (rows,) the constant or map of a row, or their number
 
-    def __init__(self, layout: "LayerLayout", device: Any) -> None:
+    def __init__(self, layout: LayerLayout, device: Any) -> None:
         super().__init__()
         bases = [one.base for one in layout.low_rank]
         experts: list[int | None] = [*range(layout.experts), *[None] * layout.constants, *bases]
@@ -71,13 +70,14 @@ class StandIns(nn.Module):
     owner: Tensor  # (R,) the place in ``vectors`` of the map that a rank is of
 
     def __init__(
-        self, folder: Path, family: "Family", layer: int, layout: "LayerLayout", dtype: torch.dtype, device: Any
+        self, folder: Path, family: Family, layer: int, layout: LayerLayout, dtype: torch.dtype, device: Any
     ) -> None:
         super().__init__()
         reader, prefix, count = CheckpointReader(folder), experts_prefix(family, layer), len(layout.low_rank)
         left = [reader.tensor(map_name(prefix, number, LEFT)) for number in range(count)]
         right = [reader.tensor(map_name(prefix, number, RIGHT)) for number in range(count)]
-        vectors = [reader.tensor(prefix + CONSTANTS)] if layout.constants else []
+        constants = read_constants(reader, family, layer, layout)
+        vectors = [] if constants is None else [constants]
         for number, one in enumerate(layout.low_rank):
             name = map_name(prefix, number, SHIFT)
             vectors.append((reader.tensor(name) if one.shift else torch.zeros_like(left[number][:, 0]))[None])
@@ -126,10 +126,26 @@ def led(base: Any, route: Route, standins: StandIns | None) -> Any:
     return LedExperts
 
 
-def without_standins(original: Any) -> Any:
-    """vLLM's iterator over all weights of a checkpoint, without those that no model of vLLM knows."""
+def as_built(original: Any) -> Any:
+    """vLLM's iterator over all weights of a checkpoint, by the numbers that the experts have in the model, and without
+    those that no model of vLLM knows."""
 
-    def weights(*args: Any, **options: Any) -> Any:
-        return ((name, tensor) for name, tensor in original(*args, **options) if not IS_ONE.search(name))
+    def weights(loader: Any, model_config: Any, model: Any) -> Any:
+        config = model_config.hf_text_config.to_dict()
+        numbered = _numbers_in_model(config) if APPROXIMATE in config else {}
+        for name, tensor in original(loader, model_config, model):
+            if not IS_ONE.search(name):
+                yield numbered.get(name, name), tensor
 
     return weights
+
+
+def _numbers_in_model(config: dict[str, Any]) -> dict[str, str]:
+    """The names of experts that keep their old numbers in the checkpoint -> those that they have as they come."""
+    family = family_of(config)
+    return {
+        name: built
+        for layer, layout in layer_layouts(config, family).items()
+        for tensor in family.expert_tensors
+        for name, built in zip(tensor.names(layer, layout.numbers), tensor.names(layer, layout.experts), strict=True)
+    }

@@ -308,8 +308,9 @@ class Settings(_Checked, total=False):
     ]
     seed: Annotated[int, Field(ge=0), "counts where a method draws at random"]
     layout: Annotated[
-        Literal["compact", "expanded"],
-        "how merged models are stored: `compact` (true size) or `expanded` (a copy for every router row)",
+        Literal["compact", "expanded", "vllm_constants"],
+        "how merged models are stored: `compact` (true size), `expanded` (a copy for every router row), or "
+        "`vllm_constants` (constants as vLLM's main branch reads them, and nothing else)",
     ]
     lower_top_k: Annotated[
         bool,

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -12,13 +12,21 @@ import torch
 from harness.checkpoints.check import check_checkpoint
 from harness.checkpoints.config import config_integer, read_config
 from harness.checkpoints.experts import expert_part, router_biases, widened
-from harness.checkpoints.layout import LayerLayout, LowRankLayout, is_compact, layer_layouts, with_layouts
+from harness.checkpoints.layout import (
+    APPROXIMATE,
+    LayerLayout,
+    LowRankLayout,
+    approximated_layout,
+    is_compact,
+    layer_layouts,
+    with_layouts,
+)
 from harness.checkpoints.packed_weights import SECTION as QUANTISED
 from harness.checkpoints.reader import CheckpointReader
 from harness.checkpoints.sizes import checkpoint_sizes
-from harness.checkpoints.standins import CONSTANTS, LEFT, NO_PLACE, RIGHT, SHIFT, experts_prefix, map_name
+from harness.checkpoints.standins import NO_PLACE, ONLY_CONSTANTS, standin_arrays
 from harness.checkpoints.writer import Output, copy_companions, write_shards, written_atomically
-from harness.contracts.plan import CompressionPlan, LayerPlan, NewExpert, validate
+from harness.contracts.plan import CompressionPlan, LayerPlan, NewExpert, Source, validate
 from harness.contracts.plan_files import plan_arrays, plan_files
 from harness.contracts.shape import MoeShape
 from harness.errors import WinnowError
@@ -27,6 +35,7 @@ from harness.families.table import family_of
 from harness.families.tensors import ExpertTensor
 from harness.files import write_files
 
+Layout = Literal["compact", "expanded", "vllm_constants"]
 _SUM_DTYPE = {
     torch.float64: torch.float64,
     torch.float32: torch.float64,
@@ -55,7 +64,7 @@ def apply_plan(
     source: Path,
     plan: CompressionPlan,
     target: Path,
-    layout: Literal["compact", "expanded"] = "compact",
+    layout: Layout = "compact",
     lower_top_k: bool = False,
 ) -> dict[str, Any]:
     """Write ``source`` compressed by ``plan`` to the folder ``target``.
@@ -63,9 +72,10 @@ def apply_plan(
     Plain where every layer is pruned to the same number of experts and all experts to the same width (and where
     the plan is the identity); otherwise compact, or with ``layout="expanded"`` plain again by writing a copy of a
     merged expert for each of its router rows and padding all experts with zeros to the widest. Where the checkpoint
-    stacks the experts of a layer in one tensor, they are padded to the widest of the layer in any layout. A source
-    alone with weight 1 is copied bit by bit; sums are computed in float32 (float64 where the tensors are stored in
-    float32) and rounded once to the stored dtype.
+    stacks the experts of a layer in one tensor, they are padded to the widest of the layer in any layout.
+    ``layout="vllm_constants"`` is how vLLM's main branch stores constants (``harness.checkpoints.layout``), and takes
+    no other plan. A source alone with weight 1 is copied bit by bit; sums are computed in float32 (float64 where the
+    tensors are stored in float32) and rounded once to the stored dtype.
 
     With ``lower_top_k`` a layer may keep fewer router rows than the model chooses a token, which then chooses as many
     as every layer has; otherwise such a plan is refused.
@@ -75,12 +85,12 @@ def apply_plan(
     beside it is removed.
 
     Returns ``checkpoint_sizes`` of the target, those of the source with ``_before`` appended, and ``layout``:
-    "plain" or "compact". Raises WinnowError where plan and checkpoint do not fit, or the target cannot be
-    written.
+    "plain", "compact" or "vllm_constants". Raises WinnowError where plan and checkpoint do not fit, or the target
+    cannot be written.
     """
     source, target = Path(source), Path(target)
-    if layout not in ("compact", "expanded"):
-        raise WinnowError(f"unknown layout '{layout}': choose compact or expanded")
+    if layout not in get_args(Layout):
+        raise WinnowError(f"unknown layout '{layout}': choose compact, expanded or vllm_constants")
     config = read_config(source)
     family = family_of(config)
     if is_compact(config):
@@ -95,7 +105,10 @@ def apply_plan(
     shape = family.shape(family.with_top_k(config, 1) if lower_top_k else config)
     _check_layers(plan, old)
     validate(plan, shape.num_experts, shape.width, config_integer(config, "hidden_size"))
-    layers = _stored_layers(plan, old, shape, layout == "expanded")
+    if layout == "vllm_constants":
+        layers = {layer.layer: _with_old_numbers(layer, old[layer.layer], family) for layer in plan.layers}
+    else:
+        layers = _stored_layers(plan, old, shape, layout == "expanded")
     rows = min(stored.layout.rows for stored in layers.values())
     chosen = config if rows >= family.top_k(config) else family.with_top_k(config, rows)
     new_config = _new_config(chosen, family, layers, layout == "expanded")
@@ -107,7 +120,8 @@ def apply_plan(
         write_shards(folder, shards, written=reader.let_go)
         sizes = checkpoint_sizes(folder)
     before = {f"{key}_before": value for key, value in checkpoint_sizes(source).items()}
-    return {"layout": "compact" if is_compact(new_config) else "plain", **sizes, **before}
+    written = "plain" if not is_compact(new_config) else "vllm_constants" if APPROXIMATE in new_config else "compact"
+    return {"layout": written, **sizes, **before}
 
 
 def _write_plan(plan: CompressionPlan, folder: Path) -> None:
@@ -190,6 +204,19 @@ def _with_standins(plan: LayerPlan, old: LayerLayout, shape: MoeShape) -> _Store
     homes = tuple(new.sources[0].expert for new in stored)
     standins = tuple(plan.experts[index] for index in (*constants, *maps))
     return _StoredLayer(rows, tuple(stored), homes, layout, _router(plan, rows), standins)
+
+
+def _with_old_numbers(plan: LayerPlan, old: LayerLayout, family: Family) -> _StoredLayer:
+    """Of a layer of whole experts and constants, each in its old row, as vLLM stores it."""
+    experts = [plan.experts[new] if new is not None else None for new in plan.route]
+    gone = [row for row, expert in enumerate(experts) if expert is not None and expert.constant is not None]
+    whole = [NewExpert((Source(row),)) for row in range(len(experts)) if row not in gone]
+    if family.stacks_experts or whole != [expert for row, expert in enumerate(experts) if row not in gone]:
+        raise WinnowError(f"plan, layer {plan.layer}: {ONLY_CONSTANTS}")
+    rows = tuple(range(len(experts)))
+    homes = tuple(expert.sources[0].expert for expert in whole)
+    standins = tuple(expert for row, expert in enumerate(experts) if row in gone and expert is not None)
+    return _StoredLayer(rows, tuple(whole), homes, approximated_layout(old.widths, gone), _router(plan, rows), standins)
 
 
 def _router(plan: LayerPlan, rows: tuple[int, ...]) -> torch.Tensor | None:
@@ -292,7 +319,7 @@ def _outputs_by_shard(
             if tensor.is_stacked:
                 add(Output(old_names[0], old_names[0], _stacked(parts)), old_names[0])
                 continue
-            names = tensor.names(layer, len(parts))
+            names = tensor.names(layer, stored.layout.numbers)
             for name, (expert, _), home, part in zip(names, sized, stored.homes, parts, strict=True):
                 add(Output(name, (layer, place, expert), part), old_names[home])
     for name in reader.names():
@@ -308,13 +335,7 @@ def _standins(
     if not stored.standins:
         return {}
     dtype = expert_part(reader, family.expert_tensors[0], layer, 0).dtype
-    prefix, found = experts_prefix(family, layer), dict[str, np.ndarray]()
-    constants = [new.constant.values for new in stored.standins if new.constant is not None]
-    if constants:
-        found[prefix + CONSTANTS] = np.stack(constants)
-    for number, low in enumerate(new.low_rank for new in stored.standins if new.low_rank is not None):
-        parts = {LEFT: low.left, RIGHT: low.right, SHIFT: low.shift}
-        found |= {map_name(prefix, number, part): array.values for part, array in parts.items() if array is not None}
+    found = standin_arrays(stored.standins, family, layer, stored.layout)
 
     def made(values: np.ndarray) -> Callable[[], torch.Tensor]:
         return lambda: torch.from_numpy(values).to(dtype)

@@ -29,7 +29,7 @@ def check_checkpoint(folder: Path, family: Family, config: Mapping[str, Any]) ->
         for tensor in family.expert_tensors:
             parts = [tensor.shape(width, hidden) for width in layout.widths]
             shapes = [(len(parts), *parts[0])] if tensor.is_stacked else parts
-            expected |= dict(zip(tensor.names(layer, layout.experts), shapes, strict=True))
+            expected |= dict(zip(tensor.names(layer, layout.numbers), shapes, strict=True))
         expected |= standin_shapes(family, layer, layout, hidden)
         for template in family.router_tensors:
             name = template.format(layer=layer)

@@ -19,10 +19,17 @@ from huggingface_hub.errors import StrictDataclassError
 from harness.checkpoints import packed_weights as packed
 from harness.checkpoints.check import check_checkpoint
 from harness.checkpoints.config import config_integer
-from harness.checkpoints.layout import LayerLayout, LowRankLayout, is_compact, layer_layouts, with_layouts
+from harness.checkpoints.layout import (
+    LayerLayout,
+    LowRankLayout,
+    approximated_layout,
+    is_compact,
+    layer_layouts,
+    with_layouts,
+)
 from harness.checkpoints.quantize import Quantization
 from harness.checkpoints.reader import CheckpointReader
-from harness.checkpoints.standins import NO_PLACE, standin_shapes
+from harness.checkpoints.standins import NO_PLACE, ONLY_CONSTANTS, standin_shapes
 from harness.contracts.layerwise import layerwise
 from harness.contracts.method import Method
 from harness.contracts.statistics import STATISTICS, ExpertWeights, Routing, Statistics
@@ -75,7 +82,7 @@ class Anatomy:
     def expert_names(self) -> list[str]:
         layouts = layer_layouts(self.config, self.family)
         tensors = [(tensor, layer) for layer in layouts for tensor in self.family.expert_tensors]
-        return [name for tensor, layer in tensors for name in tensor.names(layer, layouts[layer].experts)]
+        return [name for tensor, layer in tensors for name in tensor.names(layer, layouts[layer].numbers)]
 
     @property
     def expert_parameters(self) -> int:
@@ -239,6 +246,10 @@ def compressed(model: Anatomy, kept: Kept, layout: str = "compact") -> Anatomy:
     widths = (max(kept.widths),) * (kept.rows if layout == "expanded" else len(kept.widths))
     if not family.stacks_experts and layout != "expanded":
         widths = kept.widths
+    if layout == "vllm_constants":
+        whole = set(kept.widths) == {model.width} and len(kept.widths) + kept.constants == model.num_experts
+        if family.stacks_experts or not whole or kept.rows != model.num_experts:
+            raise WinnowError(ONLY_CONSTANTS)
     shapes, sizes = dict(model.headers.shapes), dict(model.headers.bytes)
 
     def replace(old: Iterable[str], new: Mapping[str, tuple[int, ...]]) -> None:
@@ -252,6 +263,8 @@ def compressed(model: Anatomy, kept: Kept, layout: str = "compact") -> Anatomy:
     stored = len(widths) + kept.standins
     route = tuple(row % stored for row in range(kept.rows))  # which row leads where does not change a size
     layout_now = LayerLayout(widths, route, kept.constants, kept.low_rank)
+    if layout == "vllm_constants":
+        layout_now = approximated_layout((model.width,) * kept.rows, range(len(widths), kept.rows))
     for layer, old in layer_layouts(model.config, family).items():
         first = family.expert_tensors[0].names(layer, 1)[0]
         itemsize = sizes[first] // prod(shapes[first])
@@ -261,7 +274,7 @@ def compressed(model: Anatomy, kept: Kept, layout: str = "compact") -> Anatomy:
         for tensor in family.expert_tensors:
             parts = [tensor.shape(width, hidden) for width in widths]
             new_shapes = [(len(parts), *parts[0])] if tensor.is_stacked else parts
-            new_names = tensor.names(layer, len(widths))
+            new_names = tensor.names(layer, layout_now.numbers)
             replace(tensor.names(layer, old.experts), dict(zip(new_names, new_shapes, strict=True)))
         for name in (template.format(layer=layer) for template in family.router_tensors):
             replace([name], {name: (kept.rows, *shapes[name][1:])})

@@ -12,18 +12,23 @@ Constants and low-rank maps that stand for experts (``harness.checkpoints.standi
 listed in ``low_rank``, as ``[{"rank": 16, "base": null, "shift": true}, ...]``; in ``route`` they come behind the
 experts, first the constants.
 
+A second way to say it is that of vLLM's main branch (``layout=vllm_constants``; read, not run there): the config.json
+of the uncompressed model with a section ``"approximate_experts": {"0": [1, 6], ...}``. These experts of a layer are
+constants, of a tensor ``<experts path>.N.approx_value`` (H,) each; the others keep their old numbers, and the router
+all of its rows.
+
 The other keys of config.json stay as they were, so that stock transformers refuses it for its shapes. Only this file
-knows the keys of the section.
+knows the keys of the sections.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from harness.errors import WinnowError
 from harness.families.family import Family
 
-_SECTION, _VERSION = "winnow", 1
+_SECTION, _VERSION, APPROXIMATE = "winnow", 1, "approximate_experts"
 
 
 @dataclass(frozen=True)
@@ -39,13 +44,25 @@ class LowRankLayout:
 class LayerLayout:
     """What is stored of one MoE layer: expert e has ``widths[e]`` channels, router row r leads to ``route[r]``.
 
-    That counts the experts, then the ``constants``, then the maps of ``low_rank``.
+    That counts the experts, then the ``constants``, then the maps of ``low_rank``. ``kept``: the old numbers by which
+    experts are named where constants have the others, in the layout of vLLM; empty: experts are numbered as they come.
     """
 
     widths: tuple[int, ...]
     route: tuple[int, ...]
     constants: int = 0
     low_rank: tuple[LowRankLayout, ...] = ()
+    kept: tuple[int, ...] = ()
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """Those in the experts' names."""
+        return self.kept or tuple(range(self.experts))
+
+    @property
+    def approximated(self) -> tuple[int, ...]:
+        """The old numbers of what constants stand for, in the layout of vLLM."""
+        return tuple(sorted(set(range(self.rows)) - set(self.kept))) if self.kept else ()
 
     @property
     def experts(self) -> int:
@@ -79,11 +96,23 @@ class LayerLayout:
 
 
 def is_compact(config: Mapping[str, Any]) -> bool:
-    return _SECTION in config
+    return _SECTION in config or APPROXIMATE in config
+
+
+def approximated_layout(widths: tuple[int, ...], approximated: Iterable[int]) -> LayerLayout:
+    """That of vLLM for a layer of experts of ``widths``, of which those numbered ``approximated`` are constants."""
+    gone = sorted(set(approximated))
+    kept = tuple(old for old in range(len(widths)) if old not in gone)
+    place = {old: new for new, old in enumerate((*kept, *gone))}
+    route = tuple(place[old] for old in range(len(widths)))
+    return LayerLayout(tuple(widths[old] for old in kept), route, len(gone), kept=kept if gone else ())
 
 
 def with_layouts(config: Mapping[str, Any], layouts: Mapping[int, LayerLayout]) -> dict[str, Any]:
     """The config.json of a compact checkpoint that stores every MoE layer as ``layouts`` has it."""
+    if any(layout.kept for layout in layouts.values()):
+        gone = {str(layer): list(layout.approximated) for layer, layout in layouts.items() if layout.kept}
+        return {**config, APPROXIMATE: gone}
     layers = {
         str(layer): {
             "experts": layout.experts,
@@ -105,6 +134,8 @@ def layer_layouts(config: Mapping[str, Any], family: Family) -> dict[int, LayerL
             count = family.num_experts(config)
             widths = (family.width(config),) * count
             return dict.fromkeys(moe_layers, LayerLayout(widths, tuple(range(count))))
+        if APPROXIMATE in config:
+            return _approximated_layouts(config, family, moe_layers)
         section = config[_SECTION]
         if section["version"] != _VERSION:
             raise WinnowError(f"config.json: layout version {section['version']} is newer than this winnow")
@@ -124,6 +155,26 @@ def layer_layouts(config: Mapping[str, Any], family: Family) -> dict[int, LayerL
                 f"config.json: the route of layer {layer} does not fit its {layout.experts} experts{beside}"
             )
     return layouts
+
+
+def _approximated_layouts(
+    config: Mapping[str, Any], family: Family, moe_layers: Iterable[int]
+) -> dict[int, LayerLayout]:
+    told, widths = config[APPROXIMATE], (family.width(config),) * family.num_experts(config)
+    layers = list(moe_layers)
+    if _SECTION in config or not isinstance(told, Mapping) or not set(told) <= set(map(str, layers)):
+        raise WinnowError(f"config.json: {APPROXIMATE} must name MoE layers, and be the only compact layout")
+    for layer, gone in told.items():
+        if (
+            not isinstance(gone, list)
+            or not set(gone) < set(range(len(widths)))
+            or any(type(old) is not int for old in gone)
+            or len(set(gone)) < len(gone)
+        ):
+            raise WinnowError(
+                f"config.json: {APPROXIMATE} of layer {layer} must list some of its {len(widths)} experts, each once"
+            )
+    return {layer: approximated_layout(widths, told.get(str(layer), [])) for layer in layers}
 
 
 def _stored_layout(layer: int, stored: Mapping[str, Any]) -> LayerLayout:

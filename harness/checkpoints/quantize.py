@@ -22,7 +22,7 @@ from harness.checkpoints import packed_weights as packed
 from harness.checkpoints.check import check_checkpoint
 from harness.checkpoints.config import config_integer, read_config
 from harness.checkpoints.heap import give_large_blocks_back
-from harness.checkpoints.layout import layer_layouts
+from harness.checkpoints.layout import APPROXIMATE, layer_layouts
 from harness.checkpoints.packed_weights import Scheme, kind_of
 from harness.checkpoints.reader import CheckpointReader, Tensors
 from harness.checkpoints.sizes import checkpoint_sizes
@@ -79,6 +79,11 @@ class Quantization:
         """What can be said before there is a plan. Raises WinnowError where the model cannot be quantised so."""
         if packed.SECTION in config:
             raise WinnowError("the model is quantised already: give the unquantised one, or take quantize=none")
+        if APPROXIMATE in config:
+            raise WinnowError(
+                f"quantize={self.name}: vLLM takes no quantised experts beside constants in layout=vllm_constants: "
+                "use layout=compact, or quantize=none"
+            )
         if family.stacks_experts:
             raise WinnowError(
                 f"quantize={self.name}: '{family.model_type}' checkpoints stack the experts of a layer in one tensor, "
@@ -127,7 +132,7 @@ def _matrices(tensors: Tensors, family: Family, config: Mapping[str, Any], targe
     for layer, layout in layouts.items():
         for tensor in family.expert_tensors:
             if not tensor.is_bias:
-                experts |= dict.fromkeys(tensor.names(layer, layout.experts))
+                experts |= dict.fromkeys(tensor.names(layer, layout.numbers))
     if targets == "experts":
         return list(experts)
     routers = {template.format(layer=layer) for template in family.router_tensors for layer in layouts}

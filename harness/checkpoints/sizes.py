@@ -25,7 +25,7 @@ def checkpoint_sizes(folder: Path) -> dict[str, int]:
     for layer, layout in layer_layouts(config, family).items():
         expert_names += standin_shapes(family, layer, layout, 1)
         for tensor in family.expert_tensors:
-            names = tensor.names(layer, layout.experts)
+            names = tensor.names(layer, layout.numbers)
             expert_names += names
             if layout.is_ragged:  # one expert a tensor
                 sizes = zip(map(reader.nbytes, names), layout.widths, strict=True)

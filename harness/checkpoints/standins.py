@@ -1,26 +1,35 @@
 """What stands for experts in a layer: constants and low-rank maps, how a checkpoint names them, and how they compute.
 
-Beside the tensors of the experts of a layer, under the same prefix: ``constants`` (C, H), and of each map N
+Beside the tensors of the experts of a layer, under the same prefix: ``constants`` (C, H), or in vLLM's layout one
+``N.approx_value`` (H,) for each old expert N that a constant stands for, and of each map N
 ``low_rank.N.left`` (H, r), ``.right`` (r, H) and ``.shift`` (H,). A router row that leads to a constant adds gate value
 times constant; one that leads to a map gate value times (left right x + shift), and where it has a base, of what that
 expert computes. Gate values are the router's, and nothing is renormalised.
 """
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from harness.checkpoints.layout import LayerLayout
 from harness.checkpoints.reader import CheckpointReader
+from harness.contracts.plan import NewExpert
 from harness.families.family import Family
 
 CONSTANTS, LEFT, RIGHT, SHIFT = "constants", "left", "right", "shift"
+APPROX_VALUE = "approx_value"
 NO_PLACE = "layout=expanded has no place for constants and low-rank maps: use layout=compact"
+ONLY_CONSTANTS = (
+    "layout=vllm_constants takes whole experts and constants, each in its old row, from checkpoints that name every "
+    "expert's matrices: use layout=compact"
+)
 # Names of such tensors, whatever the prefix is called.
-IS_ONE = re.compile(r"\.experts\.(constants|low_rank\.\d+\.(left|right|shift))$")
+IS_ONE = re.compile(r"\.experts\.(constants|low_rank\.\d+\.(left|right|shift)|\d+\.approx_value)$")
 
 
 def experts_prefix(family: Family, layer: int) -> str:
@@ -38,7 +47,9 @@ def standin_shapes(family: Family, layer: int, layout: LayerLayout, hidden: int)
     """The tensors of a layer's constants and maps, by name."""
     prefix = experts_prefix(family, layer)
     found: dict[str, tuple[int, ...]] = {}
-    if layout.constants:
+    if layout.kept:
+        found |= {f"{prefix}{old}.{APPROX_VALUE}": (hidden,) for old in layout.approximated}
+    elif layout.constants:
         found[prefix + CONSTANTS] = (layout.constants, hidden)
     for number, one in enumerate(layout.low_rank):
         found[map_name(prefix, number, LEFT)] = (hidden, one.rank)
@@ -46,6 +57,29 @@ def standin_shapes(family: Family, layer: int, layout: LayerLayout, hidden: int)
         if one.shift:
             found[map_name(prefix, number, SHIFT)] = (hidden,)
     return found
+
+
+def standin_arrays(
+    standins: Sequence[NewExpert], family: Family, layer: int, layout: LayerLayout
+) -> dict[str, np.ndarray]:
+    """What those tensors hold, from a plan's constants and maps in the order of ``layout``."""
+    prefix, found = experts_prefix(family, layer), dict[str, np.ndarray]()
+    constants = [new.constant.values for new in standins if new.constant is not None]
+    if layout.kept:
+        found |= {f"{prefix}{n}.{APPROX_VALUE}": v for n, v in zip(layout.approximated, constants, strict=True)}
+    elif constants:
+        found[prefix + CONSTANTS] = np.stack(constants)
+    for number, low in enumerate(new.low_rank for new in standins if new.low_rank is not None):
+        parts = {LEFT: low.left, RIGHT: low.right, SHIFT: low.shift}
+        found |= {map_name(prefix, number, part): array.values for part, array in parts.items() if array is not None}
+    return found
+
+
+def read_constants(reader: CheckpointReader, family: Family, layer: int, layout: LayerLayout) -> Tensor | None:
+    """(C, H), None where there are none."""
+    if layout.kept:
+        return torch.stack([reader.tensor(name) for name in standin_shapes(family, layer, layout, 1)])
+    return reader.tensor(experts_prefix(family, layer) + CONSTANTS) if layout.constants else None
 
 
 class StandIns(nn.Module):
@@ -63,8 +97,9 @@ class StandIns(nn.Module):
         prefix = experts_prefix(family, layer)
         self.experts, self.constant_count, self.maps = layout.experts, layout.constants, layout.low_rank
         hidden = {name: reader.tensor(name).to(dtype) for name in standin_shapes(family, layer, layout, 1)}
+        constants = read_constants(reader, family, layer, layout)
         self._keep("route", torch.tensor(layout.route))
-        self._keep(CONSTANTS, hidden.get(prefix + CONSTANTS))
+        self._keep(CONSTANTS, None if constants is None else constants.to(dtype))
         for number in range(len(layout.low_rank)):
             for part in (LEFT, RIGHT, SHIFT):
                 self._keep(f"{part}_{number}", hidden.get(map_name(prefix, number, part)))

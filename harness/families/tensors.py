@@ -31,11 +31,12 @@ class ExpertTensor:
     def channel_axis(self) -> int | None:
         return self.axes.index("channel") if "channel" in self.axes else None
 
-    def names(self, layer: int, experts: int) -> list[str]:
-        """The tensors that hold the experts 0 to ``experts`` - 1: one each, or one for all."""
+    def names(self, layer: int, experts: int | Iterable[int]) -> list[str]:
+        """The tensors that hold the experts 0 to ``experts`` - 1, or those so numbered: one each, or one for all."""
         if self.is_stacked:
             return [self.name.format(layer=layer)]
-        return [self.name.format(layer=layer, expert=expert) for expert in range(experts)]
+        numbers = range(experts) if isinstance(experts, int) else experts
+        return [self.name.format(layer=layer, expert=expert) for expert in numbers]
 
     def shape(self, width: int, hidden: int) -> tuple[int, ...]:
         """That of one expert's part."""

@@ -98,6 +98,16 @@ def test_all_router_rows_chosen_where_some_share_an_expert(
         assert vllm.generate(PROMPTS, 24) == hf.generate(PROMPTS, 24)
 
 
+@pytest.mark.parametrize("family", ["mixtral", "deepseek_v3"])
+def test_the_layout_of_vllms_main_branch(checkpoints: dict[tuple[str, str], Path], family: str, tmp_path: Path) -> None:
+    """Experts that keep their old numbers, in a vLLM that does not know this."""
+    plan = fitting(PLANS["constants"], family)
+    apply_plan(checkpoints[family, "plain"], plan, tmp_path / "out", "vllm_constants")
+    hf = HFBackend(load_model(tmp_path / "out", "float32"), load_tokenizer(tmp_path / "out"), max_length=256)
+    with served(tmp_path / "out", **vllm_guard.check(tmp_path / "out")) as vllm:
+        assert vllm.generate(PROMPTS, 24) == hf.generate(PROMPTS, 24)
+
+
 def test_options_of_generation(checkpoints: dict[tuple[str, str], Path]) -> None:
     folder = checkpoints["qwen3_moe", "merged"]
     hf = HFBackend(load_model(folder, "float32"), load_tokenizer(folder), max_length=256)

@@ -98,7 +98,8 @@ def constants_plan(hidden: int, size: float = 0.5) -> CompressionPlan:
 
 def standins_plan(hidden: int, size: float = 0.5) -> CompressionPlan:
     """Layer 0: merged, narrowed and whole experts, a constant that two rows share, maps with and without a shift and a
-    base (one that no row leads to directly), a member whose row is removed, and a removed row. Layer 1: constants alone beside whole experts."""
+    base (one that no row leads to directly), a member whose row is removed, and a removed row. Layer 1: constants alone
+    beside whole experts."""
     draw = np.random.default_rng(4)
 
     def array(*shape: int) -> Array:
@@ -114,7 +115,8 @@ def standins_plan(hidden: int, size: float = 0.5) -> CompressionPlan:
         NewExpert((Source(5),), channels=(4, 1, 7, 9, 2)),
         NewExpert((Source(6),), low_rank=low(2, False)),
     )
-    return CompressionPlan((LayerPlan(0, experts, (0, 1, 2, None, 2, 3, 4, None)), constants_plan(hidden, size).layers[1]))
+    first = LayerPlan(0, experts, (0, 1, 2, None, 2, 3, 4, None))
+    return CompressionPlan((first, constants_plan(hidden, size).layers[1]))
 
 
 def identity_plan(layers: int = 2, num_experts: int = 8) -> CompressionPlan:
