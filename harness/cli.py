@@ -64,7 +64,8 @@ def run(config: DictConfig) -> None:
             file = run_shard(config)
             print(f"partial statistics: {file or 'none, since the corpus has too few batches'}", flush=True)
         else:
-            show_record(Path(config.output_dir), run_cell(config, publish=explicit).cell["id"])
+            record = run_cell(config, publish=explicit)
+            show_record(Path(config.output_dir), record.cell["id"])
     except Exception as error:
         fail(error)  # here, because Hydra would print a line of its own first
 

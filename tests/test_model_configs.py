@@ -12,7 +12,10 @@ from harness import cli  # noqa: F401 (the resolvers of the configuration)
 from harness.checkpoints.footprint import anatomy_of_config
 from harness.families.table import family_of
 
-NAMES = sorted(path.stem for path in Path(conf.__file__).parent.glob("model/*.yaml"))
+# Those of the panel are trained here (tests/harness/sweeps/test_panel.py).
+NAMES = sorted(
+    path.stem for path in Path(conf.__file__).parent.glob("model/*.yaml") if not path.stem.startswith(("_", "panel_"))
+)
 # Published: parameters and those active for a token in billions, experts, top-k, MoE layers (model cards and reports).
 PUBLISHED = {
     "deepseek_v2_lite": (15.7, 2.4, 64, 6, 26),

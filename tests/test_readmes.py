@@ -191,7 +191,8 @@ def configurations(command: str) -> Iterator[DictConfig]:
                 yield composed(*job, *more)
 
 
-@pytest.mark.parametrize("command", [c for c in all_commands("winnow ") if c not in PATTERNS])
+# The models of the panel have to be trained first: tests/harness/sweeps/test_panel.py composes its cells.
+@pytest.mark.parametrize("command", [c for c in all_commands("winnow ") if c not in PATTERNS and "=panel" not in c])
 def test_the_overrides_of_a_command_compose(command: str):
     for config in configurations(command):
         if not (config.suite.name == "none" and config.dry_run):

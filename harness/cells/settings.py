@@ -343,7 +343,7 @@ class Settings(_Checked, total=False):
         "true: versions of Python, torch, transformers and vLLM are part of what a cell is, not only recorded",
     ]
     resources: _Resources
-    report: Annotated[bool, "whether a sweep ends with its report (as `winnow-report` writes it)"]
+    report: Annotated[bool, "whether a sweep ends with its report, as `winnow-report` writes it"]
     progress: Annotated[bool, "progress bars"]
     dry_run: Annotated[
         bool, "true: print experts, sizes and the memory of each stage; no weight is read, nothing is written"

@@ -80,11 +80,10 @@ Plugins.instance().register(Grids)
 
 def launch(cells: Sequence[tuple[str, DictConfig]], command: Sequence[str]) -> None:
     """Run the cells, labels and configurations, or with ``dry_run`` show what they would take."""
-    folders = dict.fromkeys(str(config.output_dir) for _, config in cells)
-    for folder in folders:
+    for folder in dict.fromkeys(config.output_dir for _, config in cells):
         if not is_folder_name(folder):
             raise WinnowError(f"output_dir={folder}: should be the path of a folder")
-        of_folder = [(label, config) for label, config in cells if str(config.output_dir) == folder]
+        of_folder = [(label, config) for label, config in cells if config.output_dir == folder]
         if of_folder[0][1].dry_run:
             from harness.sweeps.dry_run import show
 

@@ -19,7 +19,9 @@ def of_contrasts(claim: Claim, view: View) -> Finding:
     assert isinstance(claim.test, Contrasts)
     test = _of_suite(on_every(claim.test, view.corpora.present), view)
     concrete = [view.corpora.concrete(contrast) for contrast in test.contrasts]
+    absent = [one.terms[0][2] for one, own in zip(test.contrasts, concrete, strict=True) if not own.terms]
     missing = tuple(dict.fromkeys(one for contrast in concrete for one in view.missing(contrast)))
+    missing += tuple(Missing(cell, "has no corpus of that kind among the records") for cell in absent)
     if missing:
         return Finding(claim, view, missing=missing)
     evidence = []

@@ -55,7 +55,7 @@ def test_the_group_sets_the_scope_and_uniform_leaves_no_trace() -> None:
     assert method("method=frequency", "allocation=uniform") == plain
     assert plain == {
         "_target_": "methods.prune_experts.ExpertPruning", "name": "frequency", "criterion": "frequency",
-        "scope": "layer",
+        "scope": "layer", "constants": False,
     }  # fmt: skip
     assert method("method=frequency", "allocation=global") == method("method=frequency", "method.scope=global")
     listed = method("method=frequency", "allocation=list", "method.experts=[8,5,5]")

@@ -299,7 +299,7 @@ def test_the_group_sets_the_scope_and_says_nothing_of_defaults() -> None:
         with initialize_config_module("conf", version_base="1.3"):
             return compose("config", ["method=frequency", "allocation=evoesap", *overrides]).method
 
-    told = {"name": "frequency", "criterion": "frequency", "scope": "evoesap"}
+    told = {"name": "frequency", "criterion": "frequency", "scope": "evoesap", "constants": False}
     assert without(method(), ()) == told
     assert without(method("method.search.samples=8"), ()) == told | {"search": {"samples": 8}}
     assert instantiate(method("method.search.even=true")).search == Search(even=True)

@@ -51,7 +51,7 @@ def test_groups_of_statistics_follow_from_the_declarations() -> None:
     assert {"released_attribution", "released_activation"} == RELEASED
     assert {"sampled_inputs", "sampled_output_gram"} == SAMPLED
     assert {"token_ids"} == BY_ID
-    assert NOVICES <= STATISTICS.keys()
+    assert STATISTICS.keys() >= NOVICES
     assert {"router_gram", "router_document_distance", "sampled_output_gram"} == SQUARE
     assert STATISTICS["token_ids"].sizes(8, 32, 16, vocabulary=300) == (8, 300)
     assert {name for name, declared in STATISTICS.items() if declared.itemsize != 8} == BY_ID

@@ -92,7 +92,7 @@ def test_a_list_of_budgets_reaches_the_checkpoint_and_the_dry_run(tmp_path: Path
         assert why["layers"][str(layer.layer)] == pytest.approx(norms.tolist(), rel=1e-5)
         kept = [new.sources[0].expert for new in layer.experts]
         assert kept == sorted(norms.argsort()[: len(kept)].tolist())
-    text, refusal = report(configured(tmp_path, family, *given), frozenset())
+    text, refusal = report(configured(tmp_path, family, *given))
     (row,) = (line.split() for line in text.splitlines() if line.startswith("0.5 "))
     assert refusal == "" and row[1:3] == ["4", "4"]
 

@@ -25,7 +25,7 @@ CONF = Path(conf.__file__).parent
 GROUPS = [
     f"{path.parent.name}={path.stem}"
     for path in sorted(CONF.glob("*/*.yaml"))
-    if not path.stem.startswith("_") and path.parent.name not in ("experiment", "launcher")
+    if not path.stem.startswith(("_", "panel_")) and path.parent.name not in ("experiment", "launcher")
 ]
 MUST = ("model.path=x", "calibration.path=x", "judge.base_url=http://h/v1", "judge.model=m", "data.root=x")
 

@@ -22,7 +22,6 @@ STORED_AS = {
     "int4": "int4-g8-sym",
     "iterative": "iterative-4",
     "calibrated": "calibrated",
-    "routed": "routed",
     4: "4-active",
 }
 Stored = tuple[Record, list[Sample]]
@@ -62,7 +61,7 @@ def with_text(stored: Stored, loss: float) -> Stored:
 
 def relabelled(stored: Stored, cell: Cell, name: str) -> Stored:
     record, samples = stored
-    stages = {key: STORED_AS[value] for key, value in cell.settings if key in STAGES}
+    stages = {key: STORED_AS.get(value, f"{value}-{key}") for key, value in cell.settings if key in STAGES}
     others = {key: {"name": v} for key, v in cell.settings if key not in STAGES and not key.startswith("method.")}
     of_method: dict[str, Any] = {
         key.removeprefix("method."): v for key, v in cell.settings if key.startswith("method.")
