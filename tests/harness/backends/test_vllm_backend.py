@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,14 +12,10 @@ import pytest
 from harness.backends import vllm_guard
 from harness.backends.hf import HFBackend
 from harness.checkpoints.apply_plan import apply_plan
-from harness.checkpoints.config import read_config
-from harness.checkpoints.layout import layer_layouts
 from harness.checkpoints.load import load_model
-from harness.checkpoints.standins import standin_shapes
 from harness.checkpoints.tokenizer import load_tokenizer
 from harness.contracts.backend import Sampling
 from harness.errors import WinnowError
-from harness.families.table import family_of
 from tests.harness.backends.vllm_served import (
     PLANS,
     PROMPTS,
@@ -30,6 +25,7 @@ from tests.harness.backends.vllm_served import (
     needs_vllm,
     quiet_engine_in_this_process,
     served,
+    standin_bytes,
 )
 from tests.tiny import FAMILY_NAMES
 
@@ -73,18 +69,6 @@ def test_the_same_tokens_and_log_likelihoods_as_transformers(
         # The CPU kernel pads every width to a multiple of 32.
         widths = {p.shape[-1] for n, p in hf.model.named_parameters() if n.endswith("experts.down_proj")}
         assert held == stored * 32 / widths.pop() if len(widths) == 1 else stored <= held <= 8 * stored
-
-
-def standin_bytes(folder: Path) -> int:
-    """Those of constants and maps in float32, each with a shift."""
-    config = read_config(folder)
-    family = family_of(config)
-    found = 0
-    for layer, layout in layer_layouts(config, family).items():
-        shifted = replace(layout, low_rank=tuple(replace(one, shift=True) for one in layout.low_rank))
-        shapes = standin_shapes(family, layer, shifted, config["hidden_size"])
-        found += sum(4 * int(np.prod(shape)) for shape in shapes.values())
-    return found
 
 
 def test_all_router_rows_chosen_where_some_share_an_expert(

@@ -17,7 +17,7 @@ from harness.checkpoints.config import read_config
 from harness.checkpoints.layout import LayerLayout, LowRankLayout, layer_layouts
 from harness.errors import WinnowError
 from harness.families.table import family_of
-from tests.harness.backends.vllm_served import PROMPTS, alive_in_group, made, needs_vllm, open_tiny
+from tests.harness.backends.vllm_served import PROMPTS, alive_in_group, made, needs_vllm, open_tiny, standin_bytes
 
 PAIRS = [(prompt, ending) for prompt in PROMPTS for ending in (" and so", "7")] + [("", "abc"), ("x" * 100, "yyy")]
 KINDS = [
@@ -48,10 +48,15 @@ def test_two_devices_compute_what_one_does(family: str, kind: str, tmp_path: Pat
         found[devices] = scores, backend.generate(PROMPTS, 16), backend.facts["expert_bytes"]
         backend.close()
         assert not alive_in_group(group) and backend._engine._process.returncode == 0, "it ended by itself"
-    assert found[2][0] == pytest.approx(found[1][0], abs=1e-5)
+    near = (
+        2e-5 if family == "deepseek_v3" else 1e-5
+    )  # at -48 nats float32 has steps of 4e-6, and sums have another order
+    assert found[2][0] == pytest.approx(found[1][0], abs=near)
     assert found[2][1] == found[1][1]
     # The CPU kernel pads the channels of an expert, or a device's part of them, to a multiple of 32.
-    assert found[2][2] == 2 * found[1][2]
+    # What stands for experts is added once, and held by one of them.
+    once = standin_bytes(folder)
+    assert found[2][2] - once == 2 * (found[1][2] - once)
 
 
 @needs_vllm

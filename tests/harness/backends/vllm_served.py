@@ -7,6 +7,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from math import prod
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -17,8 +18,11 @@ import torch
 from harness.backends import vllm_guard
 from harness.checkpoints.apply_plan import apply_plan
 from harness.checkpoints.config import read_config
+from harness.checkpoints.layout import layer_layouts
+from harness.checkpoints.standins import standin_shapes
 from harness.checkpoints.tokenizer import load_tokenizer
 from harness.contracts.plan import CompressionPlan
+from harness.families.table import family_of
 from tests.harness.checkpoints.compressed import constants_plan, merged, pruned, ragged_plan, standins_plan
 from tests.tiny import save_tiny
 
@@ -124,6 +128,18 @@ def made(family: str, kind: str, root: Path) -> Path:
     if plan is not None and not folder.exists():
         apply_plan(plain, fitting(plan, family), folder)
     return folder
+
+
+def standin_bytes(folder: Path) -> int:
+    """Those of constants and maps in float32, each with a shift."""
+    config = read_config(folder)
+    family = family_of(config)
+    found = 0
+    for layer, layout in layer_layouts(config, family).items():
+        shifted = replace(layout, low_rank=tuple(replace(one, shift=True) for one in layout.low_rank))
+        shapes = standin_shapes(family, layer, shifted, config["hidden_size"])
+        found += sum(4 * prod(shape) for shape in shapes.values())
+    return found
 
 
 def edited(source: Path, target: Path, **changes: Any) -> Path:
