@@ -8,8 +8,10 @@ import logging
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from importlib import import_module
 from itertools import product
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -73,9 +75,19 @@ class Grids(Sweeper):
         return [assignments(grid) + everywhere for grid in grids]
 
 
-# Hydra takes sweepers from the package of its plugins alone, where this project has no folder.
-sys.modules[Grids.__module__] = sys.modules[__name__]
-Plugins.instance().register(Grids)
+def _register() -> None:
+    """Hydra takes sweepers from the package of its plugins alone, where this project has no folder; nor may there be
+    such a package at all."""
+    try:
+        package = import_module("hydra_plugins")
+    except ImportError:
+        package = sys.modules["hydra_plugins"] = ModuleType("hydra_plugins")
+        package.__path__ = []
+    sys.modules[_PLUGINS] = package.winnow = sys.modules[__name__]  # type: ignore[attr-defined]
+    Plugins.instance().register(Grids)
+
+
+_register()
 
 
 def launch(cells: Sequence[tuple[str, DictConfig]], command: Sequence[str]) -> None:
