@@ -16,6 +16,9 @@ from harness.sweeps.state import read_sweep, sweeps_in
 from tests.harness.sweeps import slurm_cluster
 from tests.tiny import save_tiny
 
+# They start engines, kill them, and take minutes.
+pytestmark = pytest.mark.slow
+
 WINNOW = [str(Path(sys.executable).with_name("winnow"))]
 ROOT = Path(__file__).parents[3]
 CELLS = ("method=reap,frequency", "ratio=0.25,0.5")
