@@ -147,12 +147,15 @@ def expert_map(record: Record, layers: Sequence[Mapping[str, Any]]) -> Figure | 
     """
     if not layers:
         return None
-    groups = [[_of_new(layer, new, lambda e: len(e["sources"])) for new in layer["route"]] for layer in layers]
-    maps = [("experts in the group (grey: removed)", _filled(groups))]
+    # What stands for an expert, a constant or a map, has no group; nor has what is removed.
+    groups = [
+        [_of_new(layer, new, lambda e: len(e["sources"]) or math.nan) for new in layer["route"]] for layer in layers
+    ]
+    maps = [("experts in the group (grey: removed, or replaced by a constant or a map)", _filled(groups))]
     widths = [record.plan.get(str(layer["layer"]), {}).get("widths") for layer in layers]
     if any(widths):
         kept = [
-            [math.nan if new is None or not of_layer else of_layer[new] for new in layer["route"]]
+            [math.nan if new is None or not of_layer else _width(layer, new, of_layer) for new in layer["route"]]
             for layer, of_layer in zip(layers, widths, strict=True)
         ]
         maps.append(("channels that stay (grey: removed)", _filled(kept)))
@@ -170,6 +173,13 @@ def expert_map(record: Record, layers: Sequence[Mapping[str, Any]]) -> Figure | 
             places = range(0, len(layers), math.ceil(len(layers) / 16))
             axes.set_yticks(list(places), [str(layers[place]["layer"]) for place in places])
     return figure
+
+
+def _width(layer: Mapping[str, Any], new: int, widths: Sequence[int]) -> float:
+    """Of a new expert; ``widths`` are those of the experts that are stored, which have sources."""
+    if not layer["experts"][new]["sources"]:
+        return math.nan
+    return widths[sum(bool(expert["sources"]) for expert in layer["experts"][:new])]
 
 
 def drift_figure(record: Record, baseline: Record | None) -> Figure | None:
