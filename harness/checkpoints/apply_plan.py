@@ -25,7 +25,7 @@ from harness.checkpoints.packed_weights import SECTION as QUANTISED
 from harness.checkpoints.reader import CheckpointReader
 from harness.checkpoints.sizes import checkpoint_sizes
 from harness.checkpoints.standins import NO_PLACE, ONLY_CONSTANTS, standin_arrays
-from harness.checkpoints.writer import Output, copy_companions, write_shards, written_atomically
+from harness.checkpoints.writer import WITH_ARRAYS, Output, copy_companions, write_shards, written_atomically
 from harness.contracts.plan import CompressionPlan, LayerPlan, NewExpert, Source, validate
 from harness.contracts.plan_files import plan_arrays, plan_files
 from harness.contracts.shape import MoeShape
@@ -127,7 +127,7 @@ def apply_plan(
 def _write_plan(plan: CompressionPlan, folder: Path) -> None:
     """Beside the weights; arrays in a folder of their own, as engines take every safetensors file for weights."""
     arrays = plan_arrays(plan)
-    write_files(plan_files(plan, folder / "plan" if arrays else folder))
+    write_files(plan_files(plan, folder / WITH_ARRAYS if arrays else folder))
 
 
 def _check_layers(plan: CompressionPlan, old: Mapping[int, LayerLayout]) -> None:

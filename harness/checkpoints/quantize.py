@@ -26,7 +26,8 @@ from harness.checkpoints.layout import APPROXIMATE, layer_layouts
 from harness.checkpoints.packed_weights import Scheme, kind_of
 from harness.checkpoints.reader import CheckpointReader, Tensors
 from harness.checkpoints.sizes import checkpoint_sizes
-from harness.checkpoints.writer import Output, copy_companions, write_shards, written_atomically
+from harness.checkpoints.writer import WITH_ARRAYS, Output, copy_companions, write_shards, written_atomically
+from harness.contracts.plan_files import PLAN
 from harness.errors import WinnowError
 from harness.families.family import Family
 from harness.families.table import family_of
@@ -35,7 +36,6 @@ log = logging.getLogger(__name__)
 
 AUTOMATIC_GROUPS = (32, 16, 8)
 _OFFERED = (256, 128, 64, 32, 16, 8, 4)
-_PLAN = "plan.json"
 
 
 @dataclass(frozen=True)
@@ -255,6 +255,8 @@ def _rewrite(
     with written_atomically(target) as folder:
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         copy_companions(reader.folder, folder)
-        if (reader.folder / _PLAN).is_file():
-            shutil.copyfile(reader.folder / _PLAN, folder / _PLAN)
+        if (reader.folder / PLAN).is_file():
+            shutil.copyfile(reader.folder / PLAN, folder / PLAN)
+        if (reader.folder / WITH_ARRAYS).is_dir():
+            shutil.copytree(reader.folder / WITH_ARRAYS, folder / WITH_ARRAYS)
         write_shards(folder, [shard for shard in shards.values() if shard], what, reader.let_go)

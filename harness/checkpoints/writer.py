@@ -18,6 +18,7 @@ from harness.checkpoints.weight_files import INDEX, WEIGHTS
 from harness.errors import WinnowError
 from harness.files import is_full
 
+WITH_ARRAYS = "plan"  # folder for a plan with arrays: engines take every safetensors file beside the weights for more
 COPIED = (
     "generation_config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*",
     "merges.txt", "*.model", "*.tiktoken", "*.py", "chat_template*", "LICENSE*", "NOTICE*",

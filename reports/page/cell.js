@@ -63,18 +63,21 @@ function grid(layers, squares) {
 }
 
 const GROUPS = ["#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"];
+// What an old expert became that is no stored one: REMOVED, CONSTANT, MAP of data.py.
+const GONE = { "-1": "removed", "-2": "replaced by a constant", "-3": "replaced by a low-rank map" };
 const numeric = (layers) => Object.keys(layers).sort((a, b) => a - b);
 
 function planView(cell) {
   const layers = numeric(cell.plan);
   if (!layers.length) return [];
   const body = layers.map((layer) => {
-    const { experts, rows: routed, group_sizes: groups, widths } = cell.plan[layer];
-    return [layer, String(experts), String(routed), groups.length ? `${groups.length}, largest ${groups[0]}` : "–", widths ? `${Math.min(...widths)} to ${Math.max(...widths)}` : "all"];
+    const { experts, rows: routed, group_sizes: groups, widths, constants, low_rank: maps, refitted } = cell.plan[layer];
+    const more = [[constants, "constants"], [maps, "low-rank maps"], [refitted, "refitted"]].filter(([count]) => count);
+    return [layer, [experts, ...more.map(([count, what]) => `${count} ${what}`)].join(", "), String(routed), groups.length ? `${groups.length}, largest ${groups[0]}` : "–", widths ? `${Math.min(...widths)} to ${Math.max(...widths)}` : "all"];
   });
   const known = layers.every((layer) => cell.map[layer]);
   const note = known
-    ? "Every square is an expert of the uncompressed model: blue stays by itself, paler with fewer channels; a colour that is not blue is a group that was merged (colours repeat); empty was removed."
+    ? "Every square is an expert of the uncompressed model: blue stays by itself, paler with fewer channels; a colour that is not blue is a group that was merged (colours repeat); grey was replaced by a constant or a low-rank map; empty was removed."
     : "Every square is an expert that is stored: blue alone, paler with fewer channels, another colour a merged group. Which experts of the uncompressed model they were is in the cell's plan.json, which does not lie beside these records.";
   return [h("h3", {}, "Plan"), table(["layer", "experts stored", "router rows", "merged groups", "channels"], body), h("p", { class: "note" }, note),
     grid(layers, (layer) => (known ? oldExperts(cell, layer) : storedExperts(cell, layer)))];
@@ -88,10 +91,10 @@ function oldExperts(cell, layer) {
   return route.map((to, old) => {
     const facts = [`expert ${old}`];
     const own = members.get(to), merged = to >= 0 && own.length > 1;
-    facts.push(to < 0 ? "removed" : merged ? `merged with ${own.filter((one) => one !== old).join(", ")}` : "kept");
+    facts.push(to < 0 ? GONE[to] : merged ? `merged with ${own.filter((one) => one !== old).join(", ")}` : "kept");
     if (widths && to >= 0) facts.push(`${widths[to]} channels`);
     if (saliency) facts.push(`saliency ${saliency[old]}`);
-    return { removed: to < 0, colour: merged ? GROUPS[groups.indexOf(to) % GROUPS.length] : "#0072B2", opacity: widths && to >= 0 ? 0.15 + 0.85 * widths[to] / widest : 1, title: facts.join(", ") };
+    return { removed: to === -1, colour: to < 0 ? "#999999" : merged ? GROUPS[groups.indexOf(to) % GROUPS.length] : "#0072B2", opacity: widths && to >= 0 ? 0.15 + 0.85 * widths[to] / widest : 1, title: facts.join(", ") };
   });
 }
 

@@ -37,6 +37,7 @@ from reports.tables.published import published_table
 TEXTS = 4  # of each domain of a task
 TEXT_LENGTH = 3000  # letters that are stored of a text
 PROMPT_LENGTH = 1500
+REMOVED, CONSTANT, MAP = -1, -2, -3  # an old expert that became no stored one; cell.js knows these too
 LARGEST_PLAN = 8_000_000  # bytes of a plan.json that is still read, some 150,000 experts
 NOTE = (
     "Scores and differences from the uncompressed model, which is grey, with 95 % intervals; a row is the mean over "
@@ -263,18 +264,28 @@ def damaged_plans(folder: Path, panels: Sequence[Panel]) -> list[str]:
 
 
 def _routes(path: Path) -> dict[str, list[int]]:
-    """layer -> the new expert of each old one, -1 where it is removed; nothing where there is no such file.
+    """layer -> of each old expert the stored one that it became, in their order; below 0 where it is none of these:
+    ``REMOVED``, or replaced by a ``CONSTANT`` or a low-rank ``MAP``. Nothing where there is no such file.
 
     Raises WinnowError where it is damaged.
     """
 
     def read(plan: Any) -> dict[str, list[int]]:
-        return {
-            str(layer["layer"]): [-1 if new is None else _typed(new, int) for new in layer["route"]]
-            for layer in plan["layers"]
-        }
+        return {str(layer["layer"]): _route(layer) for layer in plan["layers"]}
 
     return _read(path, read)
+
+
+def _route(layer: Any) -> list[int]:
+    stored: list[int] = []
+    count = 0
+    for new in layer["experts"]:
+        if new.get("constant") or new.get("low_rank"):
+            stored.append(CONSTANT if new.get("constant") else MAP)
+        else:
+            stored.append(count)
+            count += 1
+    return [REMOVED if new is None else stored[_typed(new, int)] for new in layer["route"]]
 
 
 def _saliency(path: Path) -> dict[str, list[float | None]]:
@@ -298,7 +309,7 @@ def _read(path: Path, read: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
         return {}
     try:
         return read(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise WinnowError(f"{path} is damaged: delete it; the page has no map of its cell") from error
 
 

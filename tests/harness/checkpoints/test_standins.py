@@ -188,6 +188,7 @@ def test_integers_for_experts_and_what_stands_for_them_stays(tmp_path):
         tmp_path / "out", tmp_path / "int8", Quantization("int8", bits=8, symmetric=True, group_size="row")
     )
     after = load_file(tmp_path / "int8" / "model.safetensors")
+    assert load_plan(tmp_path / "int8" / "plan" / "plan.json") == everything(tmp_path / "model")
     ours = [name for name in before if name.endswith((".constants", ".left", ".right", ".shift"))]
     assert ours and all(torch.equal(before[name], after[name]) for name in ours)
     with torch.no_grad():

@@ -15,7 +15,7 @@ from reports.cli import main
 from reports.numbers.load import load_panels
 from reports.numbers.measures import evaluate
 from reports.page.build import build_page
-from reports.page.data import page_data
+from reports.page.data import CONSTANT, MAP, REMOVED, _routes, page_data
 from reports.page.embed import embed, with_claims
 from reports.page.screenshot import browser_options, find_browser
 from reports.page.screenshot import main as screenshot
@@ -71,7 +71,9 @@ def folder(tmp_path_factory) -> Path:
             store.write(*cell)
             place = folder / "cells" / cell[0].cell["id"]
             place.mkdir(parents=True)
-            (place / "plan.json").write_text(json.dumps({"layers": [{"layer": 0, "experts": [], "route": route}]}))
+            (place / "plan.json").write_text(
+                json.dumps({"layers": [{"layer": 0, "experts": [{"sources": [{}]}] * 4, "route": route}]})
+            )
             saliency = (
                 {"layers": {"0": [0.5, 0.125, 2.0, 1.0]}} if method == "reap" else {"groups": {"0": [0, 1, 1, 2]}}
             )
@@ -121,6 +123,13 @@ def test_texts_are_of_the_longest_that_the_baseline_wrote(data):
     text, score, cut = cell_of(data, "reap")["texts"][place]
     assert text.endswith("return x - 1  # 😁") and items[place]["prompt"] == f"Write {items[place]['item']}"
     assert (score, cut) == (1.0, False) and cell_of(data, "random")["texts"] == []
+
+
+def test_what_stands_for_experts_is_told_apart(tmp_path):
+    experts = [{"constant": "c"}, {"sources": [{}]}, {"low_rank": {"left": "l"}}, {"sources": [{}], "down": "d"}]
+    path = tmp_path / "plan.json"
+    path.write_text(json.dumps({"layers": [{"layer": 2, "experts": experts, "route": [3, 0, None, 2, 1]}]}))
+    assert _routes(path) == {"2": [1, CONSTANT, REMOVED, MAP, 0]}
 
 
 def test_plans_are_read_where_they_lie(data):

@@ -42,6 +42,21 @@ def test_expert_map_shows_removed_alone_merged_and_channels():
     assert [label.get_text() for label in groups.get_yticklabels()] == ["1", "3"]
 
 
+def test_expert_map_leaves_out_what_stands_for_experts():
+    """A constant before an expert whose channels were cut: the widths in the record are those of the stored ones."""
+    one, cut = (
+        {"sources": [{"expert": 1, "weight": 1.0}], "channels": None},
+        {"sources": [{"expert": 2, "weight": 1.0}]},
+    )
+    constant = {"sources": [], "channels": None, "constant": "layers.1.experts.0.constant"}
+    layers = [{"layer": 1, "experts": [constant, one, cut | {"channels": [0, 3]}], "route": [0, 1, 2, None]}]
+    record = replace(make_record(), plan={"1": {"experts": 2, "rows": 3, "group_sizes": [], "widths": [6, 2]}})
+    groups, channels = [axes for axes in expert_map(record, layers).axes if axes.images]
+    for axes, expected in ((groups, [math.nan, 1, 1, math.nan]), (channels, [math.nan, 6, 2, math.nan])):
+        (image,) = axes.images
+        np.testing.assert_array_equal(np.ma.filled(image.get_array(), math.nan)[0], expected)
+
+
 def test_expert_map_has_no_channels_where_none_was_cut_and_needs_a_plan():
     record = replace(make_record(), plan={})
     assert len([axes for axes in expert_map(record, PLAN["layers"]).axes if axes.images]) == 1
