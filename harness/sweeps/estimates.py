@@ -71,8 +71,7 @@ def _gpus(job: Job, stages: Mapping[str, Stage], gigabytes: float) -> int:
     if job.kind == "calibrate":
         whole = stages["calibration"].fewest(gigabytes) if "calibration" in stages else None
         return whole if whole is not None and "calibration by layer" not in stages else 1
-    needed = [stage.fewest(gigabytes) or GPUS[-1] for stage in stages.values() if stage.name == "evaluation"]
-    return max([1, *(count for count in needed)])
+    return stages["evaluation"].fewest(gigabytes) or GPUS[-1] if stages["evaluation"].counts else 1
 
 
 def _memory_gib(job: Job, stages: Mapping[str, Stage], on_gpu: bool) -> float:

@@ -1,16 +1,17 @@
 """A sweep as a graph of jobs: plain data that any engine can run.
 
-``data`` (one a sweep) -> ``baseline`` (one a model, suite and backend) and ``calibrate`` (one a model and corpus) ->
-``cell`` -> ``report``. A job says which jobs make what it reads, which files are there when it is done, and what it
-takes. A job whose files are there is not run, and none waits for another inside: what it needs is there when it starts.
+``baseline`` (one a model, suite and backend) and ``calibrate`` (one a model and corpus) -> ``cell`` -> ``report``. Data
+are read by whoever makes the graph, before any job (``harness.sweeps.plan``). A job says which jobs make what it reads,
+which files are there when it is done, and what it takes. One whose files are there is not run, and none waits for
+another inside: what it needs is there when it starts.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Kind = Literal["data", "baseline", "calibrate", "cell", "report"]
-KINDS: tuple[Kind, ...] = ("data", "baseline", "calibrate", "cell", "report")
+Kind = Literal["baseline", "calibrate", "cell", "report"]
+KINDS: tuple[Kind, ...] = ("baseline", "calibrate", "cell", "report")
 
 
 @dataclass(frozen=True)
@@ -120,11 +121,3 @@ def _cell(one: Planned, wanted: tuple[str, ...], needs: tuple[str, ...]) -> list
     more = (f"diagnostics/{one.record}.json",) if one.diagnostics else ()
     outputs = (f"records/{one.record}.json", *more)
     return [Job(f"cell/{one.record}", "cell", one.label, one.config, wanted, needs, outputs, again=one.again)]
-
-
-def count(jobs: Iterable[Job]) -> dict[Kind, int]:
-    """How many jobs of each kind there are, of the kinds that there are."""
-    found: dict[Kind, int] = {}
-    for job in jobs:
-        found[job.kind] = found.get(job.kind, 0) + 1
-    return found

@@ -45,11 +45,6 @@ def is_done(job: Job, root: Path) -> bool:
     return True
 
 
-def missing_inputs(job: Job, jobs: Mapping[str, Job], root: Path) -> list[str]:
-    """The labels of the jobs that it needs and that are not done."""
-    return [jobs[key].label for key in job.needs if not is_done(jobs[key], root)]
-
-
 def run_job(job: Job, needed: Mapping[str, Job], root: str, sweep: str) -> Outcome:
     """Run one job in the output folder ``root``, and note in the folder ``sweep`` what becomes of it.
 
