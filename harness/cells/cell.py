@@ -4,7 +4,6 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -286,14 +285,8 @@ def _backend(plain: Mapping[str, Any], folder: Path, served: Mapping[str, Any], 
         plain["backend"], served, tasks.values(), lambda: anatomy_of_folder(folder, served).active_parameters
     )
     if why:
-        _say_once(f"backend {node['name']}: {why}")
+        log.info("backend %s: %s", node["name"], why)
     return node
-
-
-@cache
-def _say_once(line: str) -> None:
-    """Cells of a sweep mostly say the same."""
-    log.info("%s", line)
 
 
 def model_name(node: DictConfig) -> str:

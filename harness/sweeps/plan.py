@@ -14,6 +14,7 @@ from harness.cells.cell import Cell, prepare
 from harness.cells.settings import baseline_folder
 from harness.errors import WinnowError
 from harness.exits import explain
+from harness.logs import each_line_once
 from harness.records.store import RecordStore
 from harness.sweeps.graph import Job, Planned, jobs_of
 
@@ -30,14 +31,15 @@ def plan_sweep(cells: Sequence[tuple[str, DictConfig]], report: bool = True) -> 
     """``cells`` are labels and configurations. Reads models' headers and the text of corpora and tasks, no weight."""
     found: list[Planned] = []
     refused = []
-    for label, config in cells:
-        try:
-            found.append(_planned(label, config))
-        except Exception as error:
-            line = explain(error)
-            if line is None:
-                raise
-            refused.append((label, line))
+    with each_line_once("harness.cells.cell"):
+        for label, config in cells:
+            try:
+                found.append(_planned(label, config))
+            except Exception as error:
+                line = explain(error)
+                if line is None:
+                    raise
+                refused.append((label, line))
     return Plan(jobs_of(found, report), refused)
 
 
